@@ -1,0 +1,43 @@
+"""Errors a user can meet, each with its documented exit code.
+
+0 done; 1 internal; 2 usage; 3 bad, missing or unsupported model or data; 4 a stated goal unmet;
+5 missing dependency; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+
+class AdrError(Exception):
+    """Base of all expected errors. The message is one line: what, why and the way on."""
+
+    exit_code = 1
+
+
+class UsageError(AdrError):
+    """The command line or an argument does not make sense (unknown target, unwritable output)."""
+
+    exit_code = 2
+
+
+class ModelError(AdrError):
+    """The model or plan file is bad, missing, unsupported, or belongs to something else."""
+
+    exit_code = 3
+
+
+class DataError(AdrError):
+    """Calibration or evaluation data are bad or missing."""
+
+    exit_code = 3
+
+
+class GoalUnmetError(AdrError):
+    """A stated goal (``--min-speedup``) was not reached; the best result was written."""
+
+    exit_code = 4
+
+
+class MissingDependencyError(AdrError):
+    """A package or program is not installed; the message says how to install it."""
+
+    exit_code = 5

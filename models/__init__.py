@@ -1,0 +1,1 @@
+"""Network builders, small pretrained files and data loaders."""
