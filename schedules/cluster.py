@@ -10,6 +10,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from adr_tvm.geometry import ConvGeometry
+from adr_tvm.schedules.hash_table import find_cluster, slot_count
 from adr_tvm.schedules.neuron_vectors import LANES, VectorSource, vector_source
 from adr_tvm.schedules.vector_key import NO_VECTOR, NON_FINITE, ZERO, exact_key, padded_bits, sign_key
 from adr_tvm.settings import ReuseSetting
@@ -31,15 +32,6 @@ def capacity(setting: ReuseSetting, vectors):
 def units(setting: ReuseSetting, batch):
     """(units U, images per unit G) of a batch."""
     return (batch, 1) if setting.scope == "image" else (1, batch)
-
-
-def _slot_count(setting: ReuseSetting, vectors):
-    """Slots of the hash table: one per key where that is no more than two per vector."""
-    if setting.hash == "exact":
-        return 2 * vectors
-    if isinstance(vectors, int):
-        return min(2**setting.H, 2 * vectors)
-    return tirx.min(tirx.IntImm("int64", 2**setting.H), 2 * vectors)
 
 
 def _key_phase(source: VectorSource, setting: ReuseSetting):
@@ -100,18 +92,11 @@ def _number_phase(source: VectorSource, setting: ReuseSetting):
                 sums[cluster, c * LANES + j] = T.float32(0)
 
     @T.inline
-    def same_bits(bases, cluster, v, same):
-        same[0] = 1
-        for j in range(L):
-            if T.reinterpret("int32", bases[cluster, j]) != T.reinterpret("int32", v[j]):
-                same[0] = 0
-
-    @T.inline
-    def inline(X, codes, keys64, ids, gains, centroids, counts, U, G, cap, slot_count):
+    def inline(X, codes, keys64, ids, gains, centroids, counts, U, G, cap, slots_size):
         for task in T.parallel(U * S):
             u = T.meta_var(task // S)
             s = T.meta_var(task % S)
-            slots = T.alloc_buffer((slot_count,), "int32")
+            slots = T.alloc_buffer((slots_size,), "int32")
             members = T.alloc_buffer((cap,), "int64")
             sums = T.alloc_buffer((cap, Lp), "float32")
             bases = T.alloc_buffer((cap, Lp), "float32")
@@ -120,11 +105,20 @@ def _number_phase(source: VectorSource, setting: ReuseSetting):
             seen = T.alloc_buffer((1,), "int32", scope="local")
             n = T.alloc_buffer((4,), "int32", scope="local")  # clusters, non-finite, zero cluster, current id
             probe = T.alloc_buffer((1,), "int64", scope="local")
-            same = T.alloc_buffer((1,), "int32", scope="local")
+            found = T.alloc_buffer((1,), "int32", scope="local")
+            hit = T.alloc_buffer((1,), "int32", scope="local")
+
+            @T.inline
+            def same_bits(other, hit):
+                for j in range(L):
+                    if T.reinterpret("int32", bases[other, j]) != T.reinterpret("int32", v[j]):
+                        hit[0] = 0
+
+            find = T.meta_var(find_cluster(same_bits if exact else None))
             n[0] = 0
             n[1] = 0
             n[2] = -1
-            for i in range(slot_count):
+            for i in range(slots_size):
                 slots[i] = -1
             for i in range(G * map_size):
                 ids[u, s, i] = NO_VECTOR
@@ -140,17 +134,8 @@ def _number_phase(source: VectorSource, setting: ReuseSetting):
                             n[3] = n[2]
                         else:
                             word = T.meta_var(keys64[u, s, g * P + p] if exact else T.cast(code, "int64"))
-                            probe[0] = T.truncmod(word & T.int64(0x7FFFFFFFFFFFFFFF), T.cast(slot_count, "int64"))
-                            same[0] = 0
-                            n[3] = slots[probe[0]]
-                            while T.And(n[3] >= 0, same[0] == 0):
-                                if members[n[3]] == word:
-                                    same[0] = 1
-                                    if exact:
-                                        same_bits(bases, n[3], v, same)
-                                if same[0] == 0:
-                                    probe[0] = T.if_then_else(probe[0] + 1 == slot_count, T.int64(0), probe[0] + 1)
-                                    n[3] = slots[probe[0]]
+                            find(slots, members, slots_size, word, probe, found, hit)
+                            n[3] = found[0]
                             if n[3] < 0:
                                 slots[probe[0]] = n[0]
                                 members[n[0]] = word
@@ -232,7 +217,7 @@ def cluster(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
         codes = T.alloc_buffer((U, S, G * P), "int32")
         keys64 = T.alloc_buffer((U if exact else 1, S if exact else 1, G * P if exact else 1), "int64")
         keys(X, planes, thresholds, codes, keys64, U, G)
-        number(X, codes, keys64, ids, gains, centroids, counts, U, G, cap, _slot_count(setting, G * P))
+        number(X, codes, keys64, ids, gains, centroids, counts, U, G, cap, slot_count(setting, G * P))
         for u in range(U):
             stats[u, 0] = 0
             for s in range(S):

@@ -1,0 +1,249 @@
+"""Finding bit-identical im2col rows (``row`` + ``exact``; ``docs/algorithm.md``, clauses 5 and 8).
+
+Equal rows are found in two steps, so that a channel is read once and not once per tap: pixels with equal bits are
+given a common leader, then rows whose taps name the same leaders. Each step hashes, matches by the 64-bit hash and
+verifies the match on the data; should hashes ever collide, the unit runs dense. A sample of rows is looked at first:
+where few repeat, nothing else is done.
+"""
+
+from __future__ import annotations
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from adr_tvm.geometry import ConvGeometry
+from adr_tvm.schedules.cluster import UNLIMITED, units
+from adr_tvm.schedules.hash_table import find_cluster, slot_count
+from adr_tvm.schedules.neuron_vectors import LANES
+from adr_tvm.schedules.vector_key import mix
+from adr_tvm.settings import ReuseSetting
+
+OWN = -2  # leader of a pixel or row that holds NaN or Inf: itself alone
+NO_PIXEL = -1  # a tap in the padding
+TASK_PIXELS = 128
+PROBE_SHARE = 32  # one row in this many is looked at first
+PROBE_DISTINCT = 0.95  # share of distinct rows among them above which the unit runs dense
+
+
+def _pixel_word(C: int):
+    """Inline ``(X, image, iy, ix, word, largest)``: word[0] = hash of a pixel's bits, largest[0] = max |bits|."""
+
+    @T.inline
+    def inline(X, image, iy, ix, word, largest):
+        word[0] = T.int64(0)
+        largest[0] = 0
+        for c in range(C):
+            bits = T.meta_var(T.reinterpret("int32", X[image, iy, ix, c]))
+            word[0] = word[0] + mix(T.cast(bits, "int64"), c)
+            largest[0] = T.max(largest[0], bits & T.int32(0x7FFFFFFF))
+
+    return inline
+
+
+def _tap(geometry: ConvGeometry):
+    """(inside, iy, ix) of tap t of output pixel n, as functions of (n, t)."""
+    H, W, KW, OW = geometry.H, geometry.W, geometry.KW, geometry.OW
+    (SH, SW), (DH, DW), (PT, PL, _, _) = geometry.strides, geometry.dilation, geometry.padding
+
+    def iy(n, t):
+        return n // OW * SH - PT + t // KW * DH
+
+    def ix(n, t):
+        return n % OW * SW - PL + t % KW * DW
+
+    def inside(n, t):
+        return T.And(T.And(iy(n, t) >= 0, iy(n, t) < H), T.And(ix(n, t) >= 0, ix(n, t) < W))
+
+    return inside, iy, ix
+
+
+def _probe_phase(geometry: ConvGeometry):
+    """Inline ``(X, go, U, G)``: go[u] = 1 if a sample of the unit's rows repeats enough."""
+    rows, taps, C = geometry.rows, geometry.KH * geometry.KW, geometry.C
+    inside, iy, ix = _tap(geometry)
+    sample = max(16, min(256, rows // PROBE_SHARE))
+    pixel_word = _pixel_word(C)
+
+    @T.inline
+    def inline(X, go, U, G):
+        for u in T.parallel(U):
+            words = T.alloc_buffer((sample,), "int64")
+            word = T.alloc_buffer((1,), "int64", scope="local")
+            largest = T.alloc_buffer((1,), "int32", scope="local")
+            distinct = T.alloc_buffer((1,), "int32", scope="local")
+            new = T.alloc_buffer((1,), "int32", scope="local")
+            distinct[0] = 0
+            for i in range(sample):
+                row = T.meta_var(T.cast(i, "int64") * (G * rows) // sample)
+                words[i] = T.int64(0)
+                for t in range(taps):
+                    if inside(row % rows, t):
+                        pixel_word(X, u * G + row // rows, iy(row % rows, t), ix(row % rows, t), word, largest)
+                        words[i] = words[i] + mix(word[0], t)
+                new[0] = 1
+                for j in range(i):
+                    if words[j] == words[i]:
+                        new[0] = 0
+                distinct[0] = distinct[0] + new[0]
+            go[u] = T.Select(distinct[0] <= int(PROBE_DISTINCT * sample), 1, 0)
+
+    return inline
+
+
+def _match_phase(setting: ReuseSetting):
+    """Inline ``(words, leads, go, U, N, limit, leaders)``: leads[u, i] = first item with the same word.
+
+    Items whose lead is OWN stay so and count as leaders. Clears go[u] above ``limit`` leaders.
+    """
+    find = find_cluster()
+
+    @T.inline
+    def inline(words, leads, go, U, N, limit, leaders):
+        for u in T.parallel(U):
+            slots_size = T.meta_var(slot_count(setting, N))
+            slots = T.alloc_buffer((slots_size,), "int32")
+            keys = T.alloc_buffer((N,), "int64")
+            firsts = T.alloc_buffer((N,), "int32")
+            n = T.alloc_buffer((2,), "int32", scope="local")  # distinct words, OWN items
+            probe = T.alloc_buffer((1,), "int64", scope="local")
+            found = T.alloc_buffer((1,), "int32", scope="local")
+            hit = T.alloc_buffer((1,), "int32", scope="local")
+            n[0] = 0
+            n[1] = 0
+            if go[u] != 0:
+                for i in range(slots_size):
+                    slots[i] = -1
+                for i in range(N):
+                    if leads[u, i] == OWN:
+                        n[1] = n[1] + 1
+                    elif n[0] + n[1] <= limit:
+                        find(slots, keys, slots_size, words[u, i], probe, found, hit)
+                        if found[0] < 0:
+                            slots[probe[0]] = n[0]
+                            keys[n[0]] = words[u, i]
+                            firsts[n[0]] = T.cast(i, "int32")
+                            found[0] = n[0]
+                            n[0] = n[0] + 1
+                        leads[u, i] = firsts[found[0]]
+                if n[0] + n[1] > limit:
+                    go[u] = 0
+            leaders[u] = n[0] + n[1]
+
+    return inline
+
+
+def match_rows(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
+    """Find the bit-identical rows of X.
+
+    Returns:
+        PrimFunc of X float32 [B, H, W, C], then the outputs lead int32 [U, N] (row whose product row n receives),
+        reps int32 [U, N] (rows to compute, in order), stats int32 [U, 2] (rows to compute where the unit reuses,
+        else the distinct rows seen until it was given up; 1 if it reuses). A unit that runs dense lists all rows.
+    """
+    H, W, C, rows, taps = geometry.H, geometry.W, geometry.C, geometry.rows, geometry.KH * geometry.KW
+    limit = UNLIMITED if setting.max_clusters is None else setting.max_clusters
+    inside, iy, ix = _tap(geometry)
+    probe, match, pixel_word = _probe_phase(geometry), _match_phase(setting), _pixel_word(C)
+    pixel_tasks, row_tasks = -(-H * W // TASK_PIXELS), -(-rows // TASK_PIXELS)
+
+    @T.prim_func(private=True)
+    def kernel(x: T.handle, ld: T.handle, rp: T.handle, st: T.handle):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        B = T.int64()
+        U = T.meta_var(units(setting, B)[0])
+        G = T.meta_var(units(setting, B)[1])
+        N = T.meta_var(G * T.int64(rows))
+        P = T.meta_var(G * T.int64(H * W))
+        X = T.match_buffer(x, (B, T.int64(H), T.int64(W), T.int64(C)), "float32")
+        lead = T.match_buffer(ld, (U, N), "int32")
+        reps = T.match_buffer(rp, (U, N), "int32")
+        stats = T.match_buffer(st, (U, T.int64(2)), "int32")
+        go = T.alloc_buffer((U,), "int32")
+        leaders = T.alloc_buffer((U,), "int32")
+        pixel_words = T.alloc_buffer((U, P), "int64")
+        pixel_lead = T.alloc_buffer((U, P), "int32")
+        row_words = T.alloc_buffer((U, N), "int64")
+        probe(X, go, U, G)
+        for task in T.parallel(B * pixel_tasks):
+            word = T.alloc_buffer((1,), "int64", scope="local")
+            largest = T.alloc_buffer((1,), "int32", scope="local")
+            image = T.meta_var(task // pixel_tasks)
+            if go[image // G] != 0:
+                for i in range(T.min(TASK_PIXELS, H * W - task % pixel_tasks * TASK_PIXELS)):
+                    p = T.meta_var(task % pixel_tasks * TASK_PIXELS + i)
+                    pixel_word(X, image, p // W, p % W, word, largest)
+                    pixel_words[image // G, image % G * (H * W) + p] = word[0]
+                    pixel_lead[image // G, image % G * (H * W) + p] = T.Select(
+                        largest[0] >= T.int32(0x7F800000), T.int32(OWN), T.int32(NO_PIXEL)
+                    )
+        match(pixel_words, pixel_lead, go, U, P, UNLIMITED, leaders)
+        for task in T.parallel(B * pixel_tasks):
+            image = T.meta_var(task // pixel_tasks)
+            u = T.meta_var(image // G)
+            if go[u] != 0:
+                for i in range(T.min(TASK_PIXELS, H * W - task % pixel_tasks * TASK_PIXELS)):
+                    p = T.meta_var(task % pixel_tasks * TASK_PIXELS + i)
+                    other = T.meta_var(pixel_lead[u, image % G * (H * W) + p])
+                    if other >= 0:
+                        q = T.meta_var(other % (H * W))
+                        for c in range(C):
+                            if T.reinterpret("int32", X[image, p // W, p % W, c]) != T.reinterpret(
+                                "int32", X[u * G + other // (H * W), q // W, q % W, c]
+                            ):
+                                go[u] = 0
+        for task in T.parallel(B * row_tasks):
+            word = T.alloc_buffer((1,), "int64", scope="local")
+            own = T.alloc_buffer((1,), "int32", scope="local")
+            image = T.meta_var(task // row_tasks)
+            u = T.meta_var(image // G)
+            if go[u] != 0:
+                for i in range(T.min(TASK_PIXELS, rows - task % row_tasks * TASK_PIXELS)):
+                    n = T.meta_var(task % row_tasks * TASK_PIXELS + i)
+                    word[0] = T.int64(0)
+                    own[0] = 0
+                    for t in range(taps):
+                        if inside(n, t):
+                            tap = T.meta_var(pixel_lead[u, image % G * (H * W) + iy(n, t) * W + ix(n, t)])
+                            word[0] = word[0] + mix(T.cast(tap, "int64") + 1, t)
+                            if tap == OWN:
+                                own[0] = 1
+                    row_words[u, image % G * rows + n] = word[0]
+                    lead[u, image % G * rows + n] = T.Select(own[0] != 0, T.int32(OWN), T.int32(NO_PIXEL))
+        match(row_words, lead, go, U, N, limit, leaders)
+        for task in T.parallel(B * row_tasks):
+            image = T.meta_var(task // row_tasks)
+            u = T.meta_var(image // G)
+            if go[u] != 0:
+                for i in range(T.min(TASK_PIXELS, rows - task % row_tasks * TASK_PIXELS)):
+                    n = T.meta_var(task % row_tasks * TASK_PIXELS + i)
+                    other = T.meta_var(lead[u, image % G * rows + n])
+                    if other >= 0:
+                        m = T.meta_var(other % rows)
+                        for t in range(taps):
+                            mine = T.meta_var(
+                                T.if_then_else(
+                                    inside(n, t), pixel_lead[u, image % G * (H * W) + iy(n, t) * W + ix(n, t)], NO_PIXEL
+                                )
+                            )
+                            theirs = T.meta_var(
+                                T.if_then_else(
+                                    inside(m, t), pixel_lead[u, other // rows * (H * W) + iy(m, t) * W + ix(m, t)], NO_PIXEL
+                                )
+                            )
+                            if mine != theirs:
+                                go[u] = 0
+        for u in T.parallel(U):
+            work = T.alloc_buffer((1,), "int32", scope="local")
+            work[0] = 0
+            for row in range(N):
+                if go[u] == 0:
+                    lead[u, row] = T.cast(row, "int32")
+                elif lead[u, row] < 0:
+                    lead[u, row] = T.cast(row, "int32")
+                if lead[u, row] == T.cast(row, "int32"):
+                    reps[u, work[0]] = T.cast(row, "int32")
+                    work[0] = work[0] + 1
+            stats[u, 0] = T.Select(go[u] != 0, work[0], leaders[u])
+            stats[u, 1] = go[u]
+
+    return kernel
