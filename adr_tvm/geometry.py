@@ -89,3 +89,8 @@ class ConvGeometry:
     def vectors(self, setting: ReuseSetting) -> int:
         """Neuron vectors of one image, all segments together (an upper bound where windows lie in padding)."""
         return self.positions(setting) * self.segments(setting)
+
+
+def dense_geometry(tokens: int, K: int, M: int) -> ConvGeometry:
+    """A dense layer over rows [batch, tokens, 1, K] with weights [1, 1, K, M]; tokens is 1 for [batch, K]."""
+    return ConvGeometry(H=tokens, W=1, C=K, KH=1, KW=1, M=M)

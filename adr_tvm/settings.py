@@ -49,8 +49,8 @@ class ReuseSetting:
             raise ValueError(f"L is {self.L}, expected at least 1")
         if not 1 <= self.H <= MAX_BITS:
             raise ValueError(f"H is {self.H}, expected 1 to {MAX_BITS}")
-        if self.hash == "exact" and self.gain:
-            raise ValueError("gain has no meaning with hash=exact: the representative is the vector itself")
+        if self.gain and (self.hash == "exact" or self.granularity == "row"):
+            raise ValueError("gain is for pixel and segment with sign hashes: not for hash=exact or granularity=row")
         if self.max_clusters is not None and self.max_clusters < 0:
             raise ValueError(f"max_clusters is {self.max_clusters}, expected 0 or more")
 

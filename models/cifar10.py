@@ -14,11 +14,13 @@ import io
 import json
 import tarfile
 import zipfile
-from collections.abc import Callable
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from adr_tvm.errors import MissingDependencyError
 
 from .cifarnet import MEAN, STD
 
@@ -62,7 +64,7 @@ def load_cifar10(path: str | Path) -> Cifar10:
     Raises:
         FileNotFoundError: `path`, or a file the format needs inside it, does not exist.
         ValueError: a file is not what its name says (size, shape, dtype, labels outside 0..9).
-        ModuleNotFoundError: PNG strips without pillow.
+        MissingDependencyError: PNG strips without pillow.
     """
     path = Path(path)
     if path.is_dir():
@@ -84,25 +86,23 @@ def normalise(images: np.ndarray) -> np.ndarray:
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise ValueError(f"expected uint8 images (n, h, w, 3), got {images.dtype} {images.shape}")
-    scaled = (images.astype(np.float32) / 255.0 - np.float32(MEAN)) / np.float32(STD)
+    mean, std = np.array(MEAN, np.float32), np.array(STD, np.float32)
+    scaled = (images.astype(np.float32) / 255.0 - mean) / std
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
-Reader = Callable[[], bytes]
-
-
-def _folder_files(path: Path) -> dict[str, Reader]:
-    """Readers of the wanted files in `path` or in the one folder that an archive of the data unpacks to."""
+def _folder_files(path: Path) -> dict[str, bytes]:
+    """The wanted files in `path` or in the one folder that an archive of the data unpacks to."""
     for folder in (path, path / "cifar-10-batches-bin", path / "package"):
-        files = {name: (folder / name).read_bytes for name in _WANTED if (folder / name).is_file()}
+        files = {name: (folder / name).read_bytes() for name in _WANTED if (folder / name).is_file()}
         if files:
             return files
     return {}
 
 
-def _archive_files(path: Path) -> dict[str, Reader]:
-    """Readers of the wanted members of a tar archive, whatever folder they lie in; nothing is unpacked."""
-    files: dict[str, Reader] = {}
+def _archive_files(path: Path) -> dict[str, bytes]:
+    """The wanted members of a tar archive, whatever folder they lie in; nothing is unpacked."""
+    files = {}
     try:
         with tarfile.open(path) as archive:
             for member in archive:
@@ -113,27 +113,27 @@ def _archive_files(path: Path) -> dict[str, Reader]:
                     raise ValueError(f"{path}: member {member.name} has {member.size} bytes, too large")
                 stream = archive.extractfile(member)
                 assert stream is not None  # a regular file always has one
-                files[name] = io.BytesIO(stream.read()).getvalue
-    except (tarfile.TarError, EOFError, OSError) as error:
+                files[name] = stream.read()
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path}: not a readable tar archive ({error}); {HOW_TO_GET}") from error
     return files
 
 
-def _from_files(files: dict[str, Reader], path: Path) -> Cifar10:
-    suffix = ".bin" if "data_batch_1.bin" in files else ".png"
+def _from_files(files: dict[str, bytes], path: Path) -> Cifar10:
+    suffix = ".bin" if any(name.endswith(".bin") for name in files) else ".png"
     needed = [f"{stem}{suffix}" for stem in [*_BATCHES, _TEST]] + ([*_LABELS] if suffix == ".png" else [])
     for name in needed:
         if name not in files:
             raise FileNotFoundError(f"{path}: holds no {name}; {HOW_TO_GET}")
     if suffix == ".bin":
-        parts = [_binary_batch(files[name](), f"{path}: {name}") for name in needed]
+        parts = [_binary_batch(files[name], f"{path}: {name}") for name in needed]
         images, labels = zip(*parts, strict=True)
         x_train, y_train = np.concatenate(images[:-1]), np.concatenate(labels[:-1])
         x_test, y_test = images[-1], labels[-1]
     else:
-        strips = [_png_strip(files[name](), f"{path}: {name}") for name in needed[:6]]
+        strips = [_png_strip(files[name], f"{path}: {name}") for name in needed[:6]]
         x_train, x_test = np.concatenate(strips[:-1]), strips[-1]
-        y_train, y_test = (_json_labels(files[name](), f"{path}: {name}") for name in _LABELS)
+        y_train, y_test = (_json_labels(files[name], f"{path}: {name}") for name in _LABELS)
     _check_part(x_train, y_train, f"{path}: training set")
     _check_part(x_test, y_test, f"{path}: test set")
     return Cifar10(x_train, y_train, x_test, y_test)
@@ -151,7 +151,7 @@ def _png_strip(data: bytes, where: str) -> np.ndarray:
     try:
         from PIL import Image
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{where}: reading PNG needs pillow: pip install 'adr-tvm[train]'") from error
+        raise MissingDependencyError(f"{where}: needs pillow: pip install 'adr-tvm[train]'") from error
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as strip:
             width, height = strip.size
@@ -182,7 +182,9 @@ def _from_npz(path: Path) -> Cifar10:
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: not a CIFAR-10 .npz: {error}") from error
     if data.y_train.dtype.kind not in "iu" or data.y_test.dtype.kind not in "iu":
-        raise ValueError(f"{path}: labels must be whole numbers, got {data.y_train.dtype}, {data.y_test.dtype}")
+        raise ValueError(
+            f"{path}: labels must be whole numbers, got {data.y_train.dtype}, {data.y_test.dtype}"
+        )
     # Keras writes labels as (n, 1).
     data = data._replace(
         y_train=data.y_train.astype(np.int64).reshape(-1), y_test=data.y_test.astype(np.int64).reshape(-1)
@@ -197,5 +199,5 @@ def _check_part(images: np.ndarray, labels: np.ndarray, where: str) -> None:
         raise ValueError(f"{where}: images are {images.dtype} {images.shape}, expected uint8 (n, 32, 32, 3)")
     if len(images) != len(labels):
         raise ValueError(f"{where}: {len(images)} images but {len(labels)} labels")
-    if len(labels) and not (0 <= labels.min() and labels.max() <= 9):
+    if len(labels) and not (labels.min() >= 0 and labels.max() <= 9):
         raise ValueError(f"{where}: labels {labels.min()}..{labels.max()}, expected 0..9")

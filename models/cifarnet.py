@@ -13,6 +13,7 @@ that is size 9 (4 channels either side), alpha 0.001.  Needs onnx only, no torch
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,7 +25,7 @@ MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
 """Per-channel standard deviation (R, G, B) of CIFAR-10's training images, in units of rgb / 255."""
 
-LRN = {"size": 9, "alpha": 0.001, "beta": 0.75, "bias": 1.0}
+LRN: dict[str, Any] = {"size": 9, "alpha": 0.001, "beta": 0.75, "bias": 1.0}
 """Attributes of both local response normalisations, in ONNX's meaning of alpha."""
 
 WEIGHT_SHAPES: dict[str, tuple[int, ...]] = {
@@ -64,7 +65,7 @@ def build_cifarnet(weights: Mapping[str, np.ndarray] | None = None, seed: int = 
     weights = initial_weights(seed) if weights is None else _checked(weights)
     pool = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}
     conv = {"kernel_shape": [5, 5], "pads": [2, 2, 2, 2]}
-    layers = [
+    layers: list[tuple[str, str, dict[str, Any]]] = [
         ("Conv", "conv1", conv),
         ("Relu", "relu1", {}),
         ("MaxPool", "pool1", pool),

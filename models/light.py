@@ -8,7 +8,8 @@ shapes and numeric agreement, meaningless for accuracy.
 
 So that activations neither explode nor vanish with depth:
 
-    weight (M, C/g, KH, KW) or (M, K)   He-normal, std = sqrt(2 / fan_in)
+    weight (M, C/g, KH, KW) or (M, K)   He-normal, std = sqrt(2 / fan_in); sqrt(1 / fan_in) where no ReLU
+                                        lies between it and the operator before (ShuffleNet)
     batch norm                          y = scale (x - mean) / sqrt(variance) + bias with
                                         scale in [.9, 1.1], variance in [.8, 1.25]: E[gain^2] ~ 1
     a batch norm that a residual sum reads has its scale halved: a block that would double the variance
@@ -88,21 +89,27 @@ def _parameters(graph: onnx.GraphProto) -> Iterator[tuple[str, str, tuple[int, .
         if node.op_type == "ConstantOfShape":
             filled = numpy_helper.to_array(constants[node.input[0]])
             shapes[node.output[0]] = tuple(int(size) for size in filled)
-    readers = {tensor: node for node in graph.node for tensor in node.input}
+    writer = {tensor: node.op_type for node in graph.node for tensor in node.output}
+    reader = {tensor: node.op_type for node in graph.node for tensor in node.input}
     for node in graph.node:
         for index, tensor in enumerate(node.input):
             if tensor in shapes:
-                yield tensor, _role(node, index, shapes[tensor], readers), shapes[tensor]
+                role = _role(node, index, writer.get(node.input[0], ""), reader.get(node.output[0], ""))
+                yield tensor, role, shapes[tensor]
 
 
-def _role(node: onnx.NodeProto, index: int, shape: tuple[int, ...], readers: dict[str, onnx.NodeProto]) -> str:
+def _role(node: onnx.NodeProto, index: int, before: str, after: str) -> str:
+    """What input `index` of `node` is, given the operators that write its data and read its result."""
     if node.op_type == "BatchNormalization":
         role = _BATCH_NORM_ROLES[index]
-        read_by_sum = readers[node.output[0]].op_type == "Sum"
-        return "residual scale" if role == "scale" and read_by_sum else role
+        return "residual scale" if role == "scale" and after == "Sum" else role
     if node.op_type == "Unsqueeze":  # DenseNet and Inception v2 follow a batch norm by Mul and Add
-        return "scale" if readers[node.output[0]].op_type == "Mul" else "bias"
-    return "weight" if len(shape) > 1 else "bias"
+        return "scale" if after == "Mul" else "bias"
+    if node.op_type == "Reshape":  # Inception v1 stores its dense weight (1, 1, M, K)
+        return "dense weight"
+    if index == 2:
+        return "bias"
+    return "linear weight" if before == "BatchNormalization" else "weight"
 
 
 def _draw(rng: np.random.Generator, role: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -112,7 +119,12 @@ def _draw(rng: np.random.Generator, role: str, shape: tuple[int, ...]) -> np.nda
         return rng.uniform(0.45, 0.55, shape).astype(np.float32)
     if role == "variance":
         return rng.uniform(0.8, 1.25, shape).astype(np.float32)
-    std = np.sqrt(2.0 / np.prod(shape[1:])) if role == "weight" else 0.05
+    variance = {
+        "weight": 2.0 / np.prod(shape[1:]),
+        "linear weight": 1.0 / np.prod(shape[1:]),
+        "dense weight": 2.0 / shape[-1],
+    }
+    std = np.sqrt(variance.get(role, 0.05**2))  # a bias or mean
     return rng.standard_normal(shape, np.float32) * np.float32(std)
 
 

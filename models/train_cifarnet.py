@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
+from adr_tvm.errors import MissingDependencyError
+
 from .cifar10 import Cifar10, load_cifar10, normalise
 from .cifarnet import LRN, MEAN, STD, build_cifarnet, initial_weights
 
@@ -81,12 +83,19 @@ def augmented_batches(
 
 
 def train(data: Cifar10, args: argparse.Namespace) -> dict[str, np.ndarray]:
-    """Train on all but the held-out images; returns float32 arrays named as in `cifarnet.WEIGHT_SHAPES`."""
+    """Train on all but the held-out images; returns float32 arrays named as in `cifarnet.WEIGHT_SHAPES`.
+
+    Raises:
+        ValueError: there is less than one batch to train on.
+    """
     import torch
 
+    images, labels = data.without_held_out()
+    if len(images) < args.batch:
+        total, spare = len(data.x_train), len(data.x_train) - len(images)
+        raise ValueError(f"{total} training images, {spare} held out: less than a batch of {args.batch}")
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
-    images, labels = data.without_held_out()
     weights = {name: torch.from_numpy(array) for name, array in initial_weights(args.seed).items()}
     for name, weight in weights.items():
         if weight.ndim == 4:
@@ -193,14 +202,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--weight-decay", type=float, default=5e-4)
     parser.add_argument("--dropout", type=float, default=0.3)
     parser.add_argument("--label-smoothing", type=float, default=0.05)
-    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast: 2x faster on CPUs with AMX")
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast: faster on CPUs with AMX")
     args = parser.parse_args(argv)
     try:
         data = load_cifar10(args.data)
         export(train(data, args), data, args.out)
+    except MissingDependencyError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
     except ModuleNotFoundError as error:
-        print(f"{error}; install with: pip install 'adr-tvm[train]'", file=sys.stderr)
-        return 5
+        print(f"{error}; training needs: pip install 'adr-tvm[train]'", file=sys.stderr)
+        return MissingDependencyError.exit_code
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 3

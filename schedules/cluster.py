@@ -6,6 +6,8 @@ their first members and sums their members, one thread for one segment, so the b
 
 from __future__ import annotations
 
+import functools
+
 from tvm import tirx
 from tvm.script import tirx as T
 
@@ -172,12 +174,13 @@ def _number_phase(source: VectorSource, setting: ReuseSetting):
                                 norm[0] = norm[0] + v[j] * centroids[u, s, n[3], j]
                                 norm[1] = norm[1] + centroids[u, s, n[3], j] * centroids[u, s, n[3], j]
                         gains[u, s, g * map_size + map_index(p)] = T.Select(
-                            norm[1] > T.float32(0), norm[0] / norm[1], T.float32(1)
+                            T.And(norm[1] > T.float32(0), norm[1] <= T.float32(3.4028234e38)), norm[0] / norm[1], T.float32(1)
                         )
 
     return inline
 
 
+@functools.cache
 def cluster(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
     """Cluster the neuron vectors of X.
 
@@ -186,11 +189,12 @@ def cluster(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
         ids int32 [U, S, G * map_size], gains float32 of the same shape (1 x 1 x 1 without ``gain``),
         centroids float32 [U, S, capacity + SPARE_CENTROIDS, Lp], counts int32 [U, S, 2] (clusters; non-finite
         vectors) and stats int32 [U, 2] (all of them together; 1 if the unit reuses, 0 if it runs dense).
-        B is symbolic. ``exact`` takes planes of one bit and ignores them.
+        B is symbolic. ``exact`` takes planes [1, 1, 8] and thresholds [1, 8] and ignores them.
     """
     source = vector_source(geometry, setting)
     S, L, Lp, P, map_size = source.segments, source.L, source.Lp, source.per_image, source.map_size
-    H, W, C, Hp = geometry.H, geometry.W, geometry.C, padded_bits(setting.H)
+    H, W, C = geometry.H, geometry.W, geometry.C
+    SP, LP, Hp = (1, 1, 8) if setting.hash == "exact" else (S, L, padded_bits(setting.H))
     limit = UNLIMITED if setting.max_clusters is None else setting.max_clusters
     keys, number = _key_phase(source, setting), _number_phase(source, setting)
     exact, gain = setting.hash == "exact", setting.gain
@@ -205,8 +209,8 @@ def cluster(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
         G = T.meta_var(units(setting, B)[1])
         cap = T.meta_var(capacity(setting, G * P))
         X = T.match_buffer(x, (B, T.int64(H), T.int64(W), T.int64(C)), "float32")
-        planes = T.match_buffer(pl, (T.int64(S), T.int64(L), T.int64(Hp)), "float32")
-        thresholds = T.match_buffer(th, (T.int64(S), T.int64(Hp)), "float32")
+        planes = T.match_buffer(pl, (T.int64(SP), T.int64(LP), T.int64(Hp)), "float32")
+        thresholds = T.match_buffer(th, (T.int64(SP), T.int64(Hp)), "float32")
         ids = T.match_buffer(i, (U, T.int64(S), G * T.int64(map_size)), "int32")
         gains = T.match_buffer(
             a, (U if gain else T.int64(1), T.int64(S if gain else 1), G * T.int64(map_size) if gain else T.int64(1)), "float32"

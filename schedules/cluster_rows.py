@@ -7,6 +7,8 @@ that does not reuse lists all of its rows, so that the GEMM that follows is the 
 
 from __future__ import annotations
 
+import functools
+
 from tvm import tirx
 from tvm.script import tirx as T
 
@@ -149,6 +151,7 @@ def _mean_phase(geometry: ConvGeometry):
     return inline
 
 
+@functools.cache
 def cluster_rows(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
     """Cluster the im2col rows of X by their keys.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from tvm import tirx
 from tvm.script import tirx as T
 
@@ -40,6 +42,7 @@ def dense_image(geometry: ConvGeometry, activation: Activation, tile: RegisterTi
     return inline
 
 
+@functools.cache
 def dense_conv2d(
     geometry: ConvGeometry, activation: Activation, tile: RegisterTile, batch: int | None = None
 ) -> tirx.PrimFunc:

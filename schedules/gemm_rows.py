@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from tvm import tirx
 from tvm.script import tirx as T
 
@@ -16,6 +18,7 @@ from adr_tvm.settings import ReuseSetting
 COPY_ROWS = 64  # rows one task of the scatter looks at
 
 
+@functools.cache
 def gemm_rows(
     geometry: ConvGeometry, setting: ReuseSetting, activation: Activation, tile: RegisterTile
 ) -> tirx.PrimFunc:
@@ -98,6 +101,7 @@ def gemm_rows(
     return kernel
 
 
+@functools.cache
 def scatter_rows(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
     """Copy each representative's output row to the rows it leads, in place.
 

@@ -8,6 +8,8 @@ leave the cache, and memory never grow with the number of clusters. A unit over 
 
 from __future__ import annotations
 
+import functools
+
 from tvm import tirx
 from tvm.script import tirx as T
 
@@ -65,6 +67,7 @@ def _fill_tables(source: VectorSource, tile: RegisterTile):
     return inline
 
 
+@functools.cache
 def gemm_scatter(
     geometry: ConvGeometry, setting: ReuseSetting, activation: Activation, tile: RegisterTile
 ) -> tirx.PrimFunc:

@@ -8,6 +8,8 @@ where few repeat, nothing else is done.
 
 from __future__ import annotations
 
+import functools
+
 from tvm import tirx
 from tvm.script import tirx as T
 
@@ -132,6 +134,7 @@ def _match_phase(setting: ReuseSetting):
     return inline
 
 
+@functools.cache
 def match_rows(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
     """Find the bit-identical rows of X.
 

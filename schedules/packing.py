@@ -42,3 +42,13 @@ def te_pack_weights(w: te.Tensor, NR: int) -> te.Tensor:
 def pad_channels(v: np.ndarray, NR: int) -> np.ndarray:
     """A per-channel float32 [M] vector, zero-padded to a multiple of NR."""
     return np.pad(np.asarray(v, np.float32), (0, -v.shape[0] % NR))
+
+
+def te_pad_channels(v: te.Tensor, NR: int) -> te.Tensor:
+    """`pad_channels` for a vector that is an argument of the function."""
+    M = int(v.shape[0])
+    return te.compute(
+        (tirx.const(-(-M // NR) * NR, "int64"),),
+        lambda j: tirx.if_then_else(j < M, v[tirx.min(j, M - 1)], tirx.const(0.0, "float32")),
+        name="pad_channels",
+    )

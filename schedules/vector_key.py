@@ -6,6 +6,7 @@ Codes below zero mark what has no key (``docs/algorithm.md``, clauses 3 to 5).
 from __future__ import annotations
 
 import numpy as np
+from tvm import te, tirx
 from tvm.script import tirx as T
 
 from adr_tvm.schedules.neuron_vectors import LANES
@@ -19,13 +20,41 @@ def padded_bits(H: int) -> int:
     return -(-H // 8) * 8
 
 
-def pad_planes(planes: np.ndarray, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Planes [S, L, H] and thresholds [S, H], float32, with H rounded up for the kernels."""
-    extra = padded_bits(planes.shape[2]) - planes.shape[2]
-    return (
-        np.pad(planes, ((0, 0), (0, 0), (0, extra))).astype(np.float32),
-        np.pad(thresholds, ((0, 0), (0, extra)), constant_values=np.inf).astype(np.float32),
+def pad_planes(v: np.ndarray, fill: float = 0.0) -> np.ndarray:
+    """Planes [S, L, H] (or, with ``fill`` +inf, thresholds [S, H]) with H rounded up for the kernels, float32."""
+    extra = padded_bits(v.shape[-1]) - v.shape[-1]
+    return np.pad(v, [(0, 0)] * (v.ndim - 1) + [(0, extra)], constant_values=fill).astype(np.float32)
+
+
+def te_pad_planes(planes: te.Tensor, by_tap: tuple[int, int, int] | None) -> te.Tensor:
+    """`pad_planes` of planes that are an argument; ``by_tap`` = (C, KH, KW) also reorders L to (KH, KW, C)."""
+    S, L, H = (int(d) for d in planes.shape)
+
+    def entry(l):
+        if by_tap is None:
+            return l
+        C, KH, KW = by_tap
+        return l % C * (KH * KW) + l // C
+
+    return te.compute(
+        _int64(S, L, padded_bits(H)),
+        lambda s, l, h: tirx.if_then_else(h < H, planes[s, entry(l), tirx.min(h, H - 1)], tirx.const(0.0, "float32")),
+        name="pad_planes",
     )
+
+
+def te_pad_thresholds(thresholds: te.Tensor) -> te.Tensor:
+    """`pad_planes` of thresholds that are an argument."""
+    S, H = (int(d) for d in thresholds.shape)
+    return te.compute(
+        _int64(S, padded_bits(H)),
+        lambda s, h: tirx.if_then_else(h < H, thresholds[s, tirx.min(h, H - 1)], tirx.const(np.inf, "float32")),
+        name="pad_thresholds",
+    )
+
+
+def _int64(*dims: int) -> tuple[tirx.PrimExpr, ...]:
+    return tuple(tirx.const(d, "int64") for d in dims)
 
 
 def magnitude_bits(Lp: int):

@@ -1,0 +1,101 @@
+"""The one place that knows TVM's moving API (0.27): targets, module walks, small constructors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+
+def host_cpu() -> str:
+    """LLVM's name of this machine's processor, e.g. ``znver5``."""
+    return str(tvm.get_global_func("tvm.codegen.llvm.GetHostCPUName")())
+
+
+def cpu_target(mcpu: str | None = None) -> tvm.target.Target:
+    """A CPU target with all features of a processor (default: this one)."""
+    return tvm.target.Target({"kind": "llvm", "mcpu": mcpu or host_cpu()})
+
+
+def relax_functions(mod: tvm.IRModule) -> Iterator[tuple[Any, relax.Function]]:
+    """(global variable, function) of the Relax functions of a module, PrimFuncs left out."""
+    for gv, func in mod.functions_items():
+        if isinstance(func, relax.Function):
+            yield gv, func
+
+
+def mutate(mod: tvm.IRModule, make: Callable[[tvm.IRModule], Any], only: str | None = None) -> tvm.IRModule:
+    """Apply a ``PyExprMutator`` to every Relax function (or the one named ``only``) and drop dead code."""
+    mutator = make(mod)
+    for gv, func in relax_functions(mod):
+        if only is None or gv.name_hint == only:
+            mutator.builder_.update_func(gv, mutator.visit_expr(func))
+    result = mutator.builder_.get()
+    return result.with_attrs(dict(mod.attrs)) if mod.attrs else result
+
+
+def is_op(expr: Any, name: str) -> bool:
+    """Whether an expression is a call of the Relax operator ``name`` (with the ``relax.`` prefix)."""
+    return isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op) and expr.op.name == name
+
+
+def calls(func: relax.Function, *names: str) -> list[relax.Call]:
+    """Calls of the named operators, in the order of the bindings."""
+    return [
+        b.value
+        for block in func.body.blocks
+        for b in block.bindings
+        if isinstance(b, relax.VarBinding) and any(is_op(b.value, n) for n in names)
+    ]
+
+
+def constant(expr: Any) -> np.ndarray | None:
+    """The value of a constant, else None."""
+    return expr.value.numpy() if isinstance(expr, tvm.ir.GenericConst) else None
+
+
+def static_shape(expr: Any) -> tuple[int | None, ...]:
+    """Dimensions of a tensor expression, None where symbolic."""
+    return tuple(int(d) if isinstance(d, tvm.tirx.IntImm) else None for d in expr.ty.shape)
+
+
+def dict_attrs(**values: Any) -> Any:
+    """Attributes of an operator of ours."""
+    return tvm.ir.make_node("ir.DictAttrs", **values)
+
+
+def tensor_type(shape: Any, dtype: str = "float32") -> relax.TensorType:
+    """The type of a tensor of a shape (ints and expressions)."""
+    return relax.TensorType(list(shape), dtype)
+
+
+class Dataflow:
+    """Who defines and who reads the variables of a module's functions, as they were before a mutator ran.
+
+    Variables are told apart by identity: passes repeat names, and ``==`` of two variables builds an expression.
+    """
+
+    def __init__(self, mod: tvm.IRModule):
+        self._values: dict[int, relax.Expr] = {}
+        self._reads: dict[int, int] = {}
+        for _, func in relax_functions(mod):
+            for block in func.body.blocks:
+                for binding in block.bindings:
+                    self._values[hash(binding.var)] = binding.value
+                    relax.analysis.post_order_visit(binding.value, self._count)
+            relax.analysis.post_order_visit(func.body.body, self._count)
+
+    def _count(self, expr: relax.Expr) -> None:
+        if isinstance(expr, relax.Var):
+            self._reads[hash(expr)] = self._reads.get(hash(expr), 0) + 1
+
+    def read_once(self, expr: relax.Expr) -> bool:
+        """Whether ``expr`` is a variable that exactly one expression reads."""
+        return isinstance(expr, relax.Var) and self._reads.get(hash(expr)) == 1
+
+    def value(self, expr: relax.Expr) -> relax.Expr:
+        """What a variable is bound to; ``expr`` itself where it is bound to nothing."""
+        return self._values.get(hash(expr), expr) if isinstance(expr, relax.Var) else expr

@@ -1,0 +1,22 @@
+"""Upsample (opsets 7 to 9) through Resize; TVM's converter needs a static batch and scales as an attribute."""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm import relax
+from tvm.relax.frontend.onnx import onnx_frontend
+
+from adr_tvm.converters.resize import resize_asymmetric
+
+
+class Upsample(onnx_frontend.OnnxOpConverter):
+    """x [N, C, ...] -> x with its spatial dimensions multiplied by ``scales``."""
+
+    @classmethod
+    def _impl_v7(cls, bb, inputs, attr, params):
+        scales = relax.const(np.array(attr["scales"], "float32"))
+        return resize_asymmetric(bb, inputs[0], scales, attr, params)
+
+    @classmethod
+    def _impl_v9(cls, bb, inputs, attr, params):
+        return resize_asymmetric(bb, inputs[0], inputs[1], attr, params)

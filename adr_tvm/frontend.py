@@ -1,0 +1,190 @@
+"""ONNX -> Relax: TVM's importer, with the node's name on every call and errors that name the node."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections import defaultdict
+
+import onnx
+import tvm
+from tvm import relax
+from tvm.relax.frontend.onnx import onnx_frontend
+
+from adr_tvm.converters import CONVERTERS
+from adr_tvm.errors import AdrError, ModelError
+from adr_tvm.onnx_limits import node_label, one_line, quoted
+from adr_tvm.onnx_model import CheckedModel
+
+_log = logging.getLogger(__name__)
+
+_REFUSED = {
+    **dict.fromkeys(("If", "Loop", "Scan", "SequenceMap"), "control flow"),
+    "Attention": "TVM converts the com.microsoft operator of that name only",
+}
+"""Operators of the standard domain that TVM's importer accepts but must not get, with the reason."""
+
+
+def import_onnx(checked: CheckedModel) -> tvm.IRModule:
+    """Convert a checked model to Relax.
+
+    Returns:
+        A module whose ``main`` takes exactly the graph inputs, in order, and returns the output, or a tuple
+        of the outputs. Weights are constants; a symbolic batch stays symbolic; every call made for an ONNX
+        node carries its name (``node_name``).
+
+    Raises:
+        ModelError: unsupported operators (all at once), or a node that TVM cannot convert.
+    """
+    path, graph = one_line(checked.path), checked.proto.graph
+    _check_supported(path, graph)
+    importer = _Importer({}, "float32")
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importer.from_onnx(graph, checked.opset)
+    except AdrError as error:
+        raise ModelError(f"{path}: {error}") from None
+    except Exception as error:  # the importer raises whatever Python, NumPy or TVM's C++ does
+        reason = f"{type(error).__name__}: {one_line(_last_line(error))}"
+        raise ModelError(f"{path}: {importer.position}: TVM cannot convert it ({reason})") from None
+    finally:
+        if printed.getvalue():
+            _log.debug("TVM's importer: %s", one_line(printed.getvalue(), 2000))
+
+
+def node_name(call: relax.Expr) -> str | None:
+    """Name of the ONNX node a call was made for; None if it has none."""
+    span = call.span
+    return None if span is None else str(span.source_name.name)
+
+
+def unsupported_operators(graph: onnx.GraphProto) -> dict[tuple[str, str], list[onnx.NodeProto]]:
+    """Nodes that cannot be converted, by (domain, operator)."""
+    supported = (onnx_frontend._get_convert_map().keys() | CONVERTERS.keys()) - _REFUSED.keys()
+    found = defaultdict(list)
+    for node in graph.node:
+        if node.domain not in ("", "ai.onnx") or node.op_type not in supported:
+            found[node.domain, node.op_type].append(node)
+    return dict(found)
+
+
+def _check_supported(path: str, graph: onnx.GraphProto) -> None:
+    found = unsupported_operators(graph)
+    if not found:
+        return
+    parts = []
+    for (domain, op_type), nodes in sorted(found.items()):
+        names = ", ".join(quoted(node.name) for node in nodes[:3])
+        more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
+        of = f" of domain {quoted(domain)}" if domain not in ("", "ai.onnx") else ""
+        parts.append(f"{one_line(op_type, 40)}{of} ({names}{more})")
+    raise ModelError(
+        f"{path}: unsupported operators: {'; '.join(parts)}; export the model with other operators, or cut "
+        "these parts off (onnx.utils.extract_model)"
+    )
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+class _Importer(onnx_frontend.ONNXGraphImporter):
+    """TVM's importer with our converters, spans on calls, and each result checked against ONNX's shape.
+
+    ``position`` says where it is, for errors.
+    """
+
+    position = "inputs"
+
+    def _construct_nodes(self, graph):
+        self._by_name = {node.name: node for node in graph.node}
+        self._shapes = {value.name: value for value in (*graph.value_info, *graph.output)}
+        super()._construct_nodes(graph)
+        self.position = "outputs"
+
+    def _convert_operator(self, op_name, inputs, attrs, opset):
+        node = self._by_name[attrs["tvm_custom"]["name"]]
+        self.position = node_label(node)
+        converter = CONVERTERS.get(op_name) or onnx_frontend._get_convert_map()[op_name]
+        builder = _SpanBuilder(self.bb, node.name)
+        result = converter.get_converter(opset)(builder, inputs, attrs, [self._nodes, self._params])
+        if isinstance(result, relax.Expr):
+            result = builder.normalize(result)
+        for index, name in enumerate(node.output):
+            self._check_shape(name, _output_type(result, index))
+        return result
+
+    def _check_shape(self, name: str, converted: relax.Type | None) -> None:
+        """TVM's converters are wrong for some attributes; ONNX's shape inference tells."""
+        value = self._shapes.get(name)
+        if value is None or not isinstance(converted, relax.TensorType) or converted.shape is None:
+            return
+        if not value.type.tensor_type.HasField("shape"):
+            return
+        expected = [
+            dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim
+        ]
+        got = [int(dim) if isinstance(dim, tvm.tirx.IntImm) else None for dim in converted.shape.values]
+        same = len(got) == len(expected) and all(
+            a == b for a, b in zip(got, expected, strict=True) if a is not None and b is not None
+        )
+        if not same:
+            raise ModelError(
+                f"{self.position}: TVM makes its output {got} where ONNX says {expected} (? is symbolic); "
+                "these attributes are not supported".replace("None", "?")
+            )
+
+
+def _output_type(result: object, index: int) -> relax.Type | None:
+    if isinstance(result, relax.Tuple):
+        result = result.fields[index] if index < len(result.fields) else None
+        return getattr(result, "ty", None)
+    ty = getattr(result, "ty", None)
+    if isinstance(ty, relax.TupleType):
+        return ty.fields[index] if index < len(ty.fields) else None
+    return ty if index == 0 else None
+
+
+class _SpanBuilder:
+    """A block builder that binds every call to a variable, with the node's name on it.
+
+    TVM's importer leaves calls unbound, and so duplicates them where two nodes read one result; its
+    normaliser drops the span of a call with unbound arguments.
+    """
+
+    def __init__(self, builder: relax.BlockBuilder, name: str) -> None:
+        self._builder = builder
+        self._span = tvm.ir.Span(tvm.ir.SourceName(name), 0, 0, 0, 0)
+        self._bound: dict[relax.Expr, relax.Expr] = {}
+
+    def __getattr__(self, name: str):
+        return getattr(self._builder, name)
+
+    def normalize(self, expr: relax.Expr) -> relax.Expr:
+        return self._builder.normalize(self._bind(expr))
+
+    def emit(self, expr: relax.Expr, name_hint: str = "") -> relax.Var:
+        return self._builder.emit(self._bind(expr), name_hint)
+
+    def emit_te(self, func, *args, **kwargs) -> relax.Var:
+        return self.normalize(self._builder.call_te(func, *args, **kwargs))
+
+    def _bind(self, expr: relax.Expr) -> relax.Expr:
+        if not isinstance(expr, relax.Call | relax.Tuple | relax.TupleGetItem):
+            return expr
+        if expr not in self._bound:
+            if isinstance(expr, relax.Tuple):
+                new = relax.Tuple([self._bind(field) for field in expr.fields])
+            elif isinstance(expr, relax.TupleGetItem):
+                new = self._builder.emit(relax.TupleGetItem(self._bind(expr.tuple_value), expr.index))
+            else:
+                args = [self._bind(arg) for arg in expr.args]
+                call = relax.Call(expr.op, args, expr.attrs, expr.ty_args, self._span)
+                new = self._builder.emit(call)
+            self._bound[expr] = new
+        return self._bound[expr]

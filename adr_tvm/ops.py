@@ -1,0 +1,200 @@
+"""The Relax operators of this project, channels last.
+
+- ``adr.conv2d(x, w, bias)``: dense convolution with its epilogue.
+- ``adr.dense(x, w, bias)``: dense layer with its epilogue.
+- ``adr.reuse_conv2d(x, w, bias, planes, thresholds)`` and ``adr.reuse_dense(...)``: the same with reuse; they return
+  ``(y, stats)``, stats int32 [units, 2] = clusters, 1 if the unit reused and 0 if it ran dense.
+
+Shapes: x float32 [B, H, W, C] (dense: [B, K] or [B, T, K]); w float32 [KH, KW, C, M] (dense: [K, M]); bias float32 [M];
+planes float32 [S, L, H], thresholds float32 [S, H] (``exact``: [1, 1, 1] and [1, 1], not read). A bit whose threshold
+is +inf is off, so one compiled operator serves any H up to its attribute. Semantics: ``docs/algorithm.md``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tvm
+import tvm_ffi
+from tvm import relax
+
+from adr_tvm._tvm import dict_attrs, static_shape, tensor_type
+from adr_tvm.activation import Activation
+from adr_tvm.geometry import ConvGeometry
+from adr_tvm.settings import ReuseSetting
+
+CONV2D, DENSE = "relax.adr.conv2d", "relax.adr.dense"
+REUSE_CONV2D, REUSE_DENSE = "relax.adr.reuse_conv2d", "relax.adr.reuse_dense"
+DENSE_OPS, REUSE_OPS = (CONV2D, DENSE), (REUSE_CONV2D, REUSE_DENSE)
+
+
+def layer_name(call: relax.Call) -> str:
+    """Key of the layer: its ONNX node name, or what the pass that made the call chose."""
+    return str(call.attrs["name"])
+
+
+def activation_of(call: relax.Call) -> Activation:
+    """Activation in the attributes of a call of ours."""
+    a = call.attrs
+    return Activation(str(a["activation"]), float(a["low"]), float(a["high"]), float(a["slope"]))  # type: ignore[arg-type]
+
+
+def setting_of(call: relax.Call) -> ReuseSetting:
+    """Reuse setting in the attributes of a reuse call."""
+    a = call.attrs
+    limit = int(a["max_clusters"])
+    return ReuseSetting(
+        granularity=str(a["granularity"]),  # type: ignore[arg-type]
+        L=int(a["L"]),
+        H=int(a["H"]),
+        hash=str(a["hash"]),  # type: ignore[arg-type]
+        scope=str(a["scope"]),  # type: ignore[arg-type]
+        gain=bool(int(a["gain"])),
+        max_clusters=None if limit < 0 else limit,
+    )
+
+
+def geometry_of(call: relax.Call) -> ConvGeometry:
+    """Geometry of a call of ours; a dense layer is a 1x1 convolution over [B, T, 1, K].
+
+    Raises:
+        ValueError: a dimension other than the batch is symbolic.
+    """
+    x, w = static_shape(call.args[0]), static_shape(call.args[1])
+    if None in x[1:] or None in w:
+        raise ValueError(f"{layer_name(call)}: only the batch may be symbolic, input {x}, weight {w}")
+    if call.op.name in (DENSE, REUSE_DENSE):
+        return ConvGeometry(H=x[1] if len(x) == 3 else 1, W=1, C=x[-1], KH=1, KW=1, M=w[1])  # type: ignore[arg-type]
+    a = call.attrs
+    ints = {k: tuple(int(v) for v in a[k]) for k in ("strides", "padding", "dilation")}
+    return ConvGeometry(H=x[1], W=x[2], C=x[3], KH=w[0], KW=w[1], M=w[3], **ints)  # type: ignore[arg-type]
+
+
+def activation_attrs(activation: Activation) -> dict[str, Any]:
+    """An activation as operator attributes."""
+    return {
+        "activation": activation.kind,
+        "low": float(activation.low),
+        "high": float(activation.high),
+        "slope": float(activation.slope),
+    }
+
+
+def _setting_attrs(setting: ReuseSetting) -> dict[str, Any]:
+    return {
+        "granularity": setting.granularity,
+        "L": setting.L,
+        "H": setting.H,
+        "hash": setting.hash,
+        "scope": setting.scope,
+        "gain": int(setting.gain),
+        "max_clusters": -1 if setting.max_clusters is None else setting.max_clusters,
+    }
+
+
+def conv2d(
+    x: relax.Expr,
+    w: relax.Expr,
+    bias: relax.Expr,
+    *,
+    name: str,
+    strides: tuple[int, int] = (1, 1),
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    activation: Activation | None = None,
+) -> relax.Call:
+    """A call of ``adr.conv2d``; padding is (top, left, bottom, right)."""
+    attrs = dict_attrs(
+        name=name,
+        strides=list(strides),
+        padding=list(padding),
+        dilation=list(dilation),
+        **activation_attrs(activation or Activation()),
+    )
+    return relax.Call(tvm.ir.Op.get(CONV2D), [x, w, bias], attrs)
+
+
+def dense(
+    x: relax.Expr, w: relax.Expr, bias: relax.Expr, *, name: str, activation: Activation | None = None
+) -> relax.Call:
+    """A call of ``adr.dense``."""
+    return relax.Call(
+        tvm.ir.Op.get(DENSE), [x, w, bias], dict_attrs(name=name, **activation_attrs(activation or Activation()))
+    )
+
+
+def with_reuse(
+    call: relax.Call, setting: ReuseSetting, planes: np.ndarray | None, thresholds: np.ndarray | None
+) -> relax.Call:
+    """The reuse form of a call of ``adr.conv2d`` or ``adr.dense``.
+
+    Args:
+        call: the dense call.
+        setting: how to reuse.
+        planes: float32 [S, L, H], None for ``exact``.
+        thresholds: float32 [S, H], None for ``exact``.
+
+    Raises:
+        ValueError: planes or thresholds do not fit the layer.
+    """
+    geometry = geometry_of(call)
+    if setting.hash == "exact":
+        planes, thresholds = np.zeros((1, 1, 1), np.float32), np.zeros((1, 1), np.float32)
+    else:
+        expected = (geometry.segments(setting), geometry.vector_length(setting), setting.H)
+        if planes is None or thresholds is None:
+            raise ValueError(f"{layer_name(call)}: hash={setting.hash} needs planes and thresholds")
+        if planes.shape != expected or thresholds.shape != (expected[0], expected[2]):
+            raise ValueError(
+                f"{layer_name(call)}: planes {planes.shape} and thresholds {thresholds.shape} "
+                f"do not fit [S, L, H] = {expected}"
+            )
+    op = REUSE_DENSE if call.op.name == DENSE else REUSE_CONV2D
+    attrs = {k: call.attrs[k] for k in call.attrs.keys()} | _setting_attrs(setting)
+    tensors = [relax.const(np.asarray(a, np.float32)) for a in (planes, thresholds)]
+    return relax.Call(tvm.ir.Op.get(op), [*call.args, *tensors], dict_attrs(**attrs))
+
+
+def output_type(call: relax.Call) -> relax.TensorType:
+    """Type of the dense result of a call of ours."""
+    x = call.args[0].ty
+    geometry = geometry_of(call)
+    if call.op.name in (DENSE, REUSE_DENSE):
+        return tensor_type([*list(x.shape)[:-1], geometry.M])
+    return tensor_type([x.shape[0], geometry.OH, geometry.OW, geometry.M])
+
+
+def _reuse_type(call: relax.Call) -> relax.TupleType:
+    units = 1 if setting_of(call).scope == "batch" else call.args[0].ty.shape[0]
+    return relax.TupleType([output_type(call), tensor_type([units, 2], "int32")])
+
+
+def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    from adr_tvm.passes.lowering import lower_call
+
+    return lower_call(bb, call, tvm.target.Target.current(allow_none=True))
+
+
+def _register(name: str, arguments: tuple[str, ...], infer: Any) -> None:
+    if name in tvm.ir.Op.list_op_names():
+        return
+    tvm.ir._ffi_api.RegisterOp(name, f"{name}; see adr_tvm/ops.py")
+    op = tvm.ir.Op.get(name)
+    op.set_num_inputs(len(arguments))
+    for argument in arguments:
+        op.add_argument(argument, "Tensor", "")
+    op.set_attr("FPurity", True)
+    op.set_attr("FInferType", tvm_ffi.convert(lambda call, _ctx: infer(call)))
+    op.set_attr("FLegalize", tvm_ffi.convert(_legalize))
+
+
+def register() -> None:
+    """Register the operators; importing this module does it once per process."""
+    for name in DENSE_OPS:
+        _register(name, ("data", "weight", "bias"), output_type)
+    for name in REUSE_OPS:
+        _register(name, ("data", "weight", "bias", "planes", "thresholds"), _reuse_type)
+
+
+register()

@@ -1,0 +1,166 @@
+"""How one operator of ours becomes calls of TIR kernels, for a CPU target.
+
+Dense: one kernel. Reuse: the visible subgraph cluster -> GEMM -> scatter, where ``pixel`` and ``segment`` keep GEMM and
+scatter in one kernel (its table must not leave the cache) and ``row`` has all three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tvm import relax, te, tirx
+from tvm.target import Target
+
+from adr_tvm import ops
+from adr_tvm._tvm import constant, cpu_target, static_shape, tensor_type
+from adr_tvm.activation import Activation
+from adr_tvm.geometry import ConvGeometry
+from adr_tvm.schedules.cluster import SPARE_CENTROIDS, capacity, cluster, units
+from adr_tvm.schedules.cluster_rows import cluster_rows
+from adr_tvm.schedules.dense_conv2d import dense_conv2d
+from adr_tvm.schedules.gemm_rows import gemm_rows, scatter_rows
+from adr_tvm.schedules.gemm_scatter import gemm_scatter
+from adr_tvm.schedules.match_rows import match_rows
+from adr_tvm.schedules.neuron_vectors import vector_source
+from adr_tvm.schedules.packing import pack_weights, pad_channels, te_pack_weights, te_pad_channels
+from adr_tvm.schedules.register_tile import RegisterTile, gemm_tile, isa_of
+from adr_tvm.schedules.vector_key import pad_planes, te_pad_planes, te_pad_thresholds
+from adr_tvm.settings import ReuseSetting
+
+
+def lower_call(bb: relax.BlockBuilder, call: relax.Call, target: Target | None) -> relax.Expr:
+    """The lowered form of a call of one of our operators.
+
+    Args:
+        bb: builder that takes the intermediate bindings and the kernels.
+        call: call of ``adr.conv2d``, ``adr.dense``, ``adr.reuse_conv2d`` or ``adr.reuse_dense``.
+        target: CPU target; None is this machine.
+    """
+    return _Lowering(bb, call, target or cpu_target()).lower()
+
+
+class _Lowering:
+    def __init__(self, bb: relax.BlockBuilder, call: relax.Call, target: Target):
+        self.bb, self.call = bb, call
+        self.geometry: ConvGeometry = ops.geometry_of(call)
+        self.activation: Activation = ops.activation_of(call)
+        self.tile: RegisterTile = gemm_tile(isa_of(target), self.geometry.M)
+        self.batch = static_shape(call.args[0])[0]
+
+    def lower(self) -> relax.Expr:
+        g, out = self.geometry, ops.output_type(self.call)
+        x = self.call.args[0]
+        dense = self.call.op.name in (ops.DENSE, ops.REUSE_DENSE)
+        if dense:
+            x = self.bb.emit(relax.op.reshape(x, relax.ShapeExpr([x.ty.shape[0], g.H, 1, g.C])))
+        image = tensor_type([x.ty.shape[0], g.OH, g.OW, g.M])
+        if self.call.op.name in ops.DENSE_OPS:
+            y = self._call(
+                "conv2d", dense_conv2d(g, self.activation, self.tile, self.batch), [x, *self._weights()], image
+            )
+            return relax.op.reshape(self.bb.emit(y), out.shape) if dense else y
+        setting = ops.setting_of(self.call)
+        lower = self._rows if setting.granularity == "row" else self._vectors
+        y, stats = lower(x, setting, image)
+        if dense:
+            y = self.bb.emit(relax.op.reshape(y, out.shape))
+        return relax.Tuple([y, stats])
+
+    def _call(self, kernel: str, func: tirx.PrimFunc, args: list[Any], out: Any) -> relax.Call:
+        return relax.call_tir(self.bb.add_func(func, f"adr_{kernel}"), args, out)
+
+    def _prepared(self, expr: relax.Expr, fold: Callable[[np.ndarray], np.ndarray], te_fold: Any) -> relax.Expr:
+        """A weight-like argument in the kernels' layout: at compile time where it is constant, else on every call."""
+        value = constant(expr)
+        if value is not None:
+            return relax.const(fold(value))
+        return self.bb.emit(self.bb.call_te(te_fold, expr))
+
+    def _weights(self) -> tuple[relax.Expr, relax.Expr]:
+        NR, g = self.tile.NR, self.geometry
+        w, bias = self.call.args[1:3]
+        shape = (g.KH, g.KW, g.C, g.M)
+
+        def te_pack(t: te.Tensor) -> te.Tensor:
+            four = te.compute(shape, lambda y, x, c, m: t[c, m], name="as_hwio") if len(t.shape) == 2 else t
+            return te_pack_weights(four, NR)
+
+        return (
+            self._prepared(w, lambda v: pack_weights(v.reshape(shape), NR), te_pack),
+            self._prepared(bias, lambda v: pad_channels(v, NR), lambda t: te_pad_channels(t, NR)),
+        )
+
+    def _planes(self, setting: ReuseSetting) -> tuple[relax.Expr, relax.Expr]:
+        g = self.geometry
+        by_tap = setting.granularity == "row"  # the kernels' rows run over (KH, KW, C), planes over (C, KH, KW)
+        shape = (g.C, g.KH, g.KW) if by_tap else None
+
+        def fold(v: np.ndarray) -> np.ndarray:
+            if shape is not None:
+                v = v.reshape(1, *shape, -1).transpose(0, 2, 3, 1, 4).reshape(1, g.K, -1)
+            return pad_planes(v)
+
+        return (
+            self._prepared(self.call.args[3], fold, lambda t: te_pad_planes(t, shape)),
+            self._prepared(self.call.args[4], lambda v: pad_planes(v, np.inf), te_pad_thresholds),
+        )
+
+    def _vectors(self, x: relax.Expr, setting: ReuseSetting, image: Any) -> tuple[relax.Expr, relax.Expr]:
+        g = self.geometry
+        source = vector_source(g, setting)
+        U, G = units(setting, x.ty.shape[0])
+        S, size = source.segments, G * source.map_size
+        cap = capacity(setting, G * source.per_image)
+        gains = [U, S, size] if setting.gain else [1, 1, 1]
+        planes = [relax.const(np.zeros((1, 1, 8), np.float32)), relax.const(np.zeros((1, 8), np.float32))]
+        if setting.hash != "exact":
+            planes = list(self._planes(setting))
+        found = self.bb.emit(
+            self._call(
+                f"{setting.granularity}_cluster",
+                cluster(g, setting),
+                [x, *planes],
+                [
+                    tensor_type([U, S, size], "int32"),
+                    tensor_type(gains),
+                    tensor_type([U, S, cap + SPARE_CENTROIDS, source.Lp]),
+                    tensor_type([U, S, 2], "int32"),
+                    tensor_type([U, 2], "int32"),
+                ],
+            )
+        )
+        parts = [self.bb.emit(relax.TupleGetItem(found, i)) for i in range(5)]
+        kernel = gemm_scatter(g, setting, self.activation, self.tile)
+        y = self._call(f"{setting.granularity}_gemm_scatter", kernel, [x, *self._weights(), *parts], image)
+        return self.bb.emit(y), parts[4]
+
+    def _rows(self, x: relax.Expr, setting: ReuseSetting, image: Any) -> tuple[relax.Expr, relax.Expr]:
+        g = self.geometry
+        U, G = units(setting, x.ty.shape[0])
+        N = G * g.rows
+        rows, stats_type = tensor_type([U, N], "int32"), tensor_type([U, 2], "int32")
+        if setting.hash == "exact":
+            found = self.bb.emit(
+                self._call("row_cluster", match_rows(g, setting), [x], [rows, rows, stats_type])
+            )
+            lead, reps, stats = (self.bb.emit(relax.TupleGetItem(found, i)) for i in range(3))
+            origin = [relax.const(np.zeros((1, 1), np.int32)), relax.const(np.zeros((1, 1, 1), np.float32))]
+        else:
+            centroids = tensor_type([U, capacity(setting, N), g.K])
+            found = self.bb.emit(
+                self._call(
+                    "row_cluster",
+                    cluster_rows(g, setting),
+                    [x, *self._planes(setting)],
+                    [rows, rows, rows, rows, centroids, stats_type],
+                )
+            )
+            lead, reps, source, means, stats = (self.bb.emit(relax.TupleGetItem(found, i)) for i in range(1, 6))
+            origin = [source, means]
+        kernel = gemm_rows(g, setting, self.activation, self.tile)
+        partial = self.bb.emit(self._call("row_gemm", kernel, [x, *self._weights(), lead, reps, *origin], image))
+        copy = self.bb.add_func(scatter_rows(g, setting), "adr_row_scatter")
+        y = self.bb.emit(relax.op.call_tir_inplace(copy, [lead, partial], [1], image))
+        return y, stats
