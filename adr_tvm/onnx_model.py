@@ -16,7 +16,16 @@ import onnx
 
 from adr_tvm.errors import ModelError
 from adr_tvm.onnx_inputs import TensorSpec, parse_input_shapes, resolve_inputs
-from adr_tvm.onnx_limits import Dim, Limits, first_fault, one_line, quoted, tensor_bytes, type_name
+from adr_tvm.onnx_limits import (
+    Dim,
+    Limits,
+    first_fault,
+    node_label,
+    one_line,
+    quoted,
+    tensor_bytes,
+    type_name,
+)
 from adr_tvm.onnx_load import load_proto
 from adr_tvm.onnx_node_rules import check_nodes
 from adr_tvm.onnx_rewrites import (
@@ -158,7 +167,7 @@ def _infer(where: str, model: onnx.ModelProto, limits: Limits) -> dict[str, tupl
     except Exception as error:  # InferenceError, RuntimeError
         raise ModelError(f"{where}: shapes do not fit together ({first_fault(error)})") from None
     shapes: dict[str, tuple[Dim, ...]] = {t.name: tuple(t.dims) for t in graph.initializer}
-    made = {name for node in graph.node for name in node.output}
+    made = {name: node for node in graph.node for name in node.output}
     for value in (*graph.input, *inferred.graph.value_info, *inferred.graph.output):
         if not value.type.HasField("tensor_type") or not value.type.tensor_type.HasField("shape"):
             continue
@@ -167,7 +176,7 @@ def _infer(where: str, model: onnx.ModelProto, limits: Limits) -> dict[str, tupl
             dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in dims
         )
         if value.name in made:
-            _check_size(where, value, shapes[value.name], limits)
+            _check_size(f"{where}: {node_label(made[value.name])}", value, shapes[value.name], limits)
     graph.value_info.extend(value for value in inferred.graph.value_info if value.name in made)
     del graph.output[:]
     graph.output.extend(inferred.graph.output)
@@ -175,7 +184,7 @@ def _infer(where: str, model: onnx.ModelProto, limits: Limits) -> dict[str, tupl
 
 
 def _check_size(where: str, value: onnx.ValueInfoProto, shape: tuple[Dim, ...], limits: Limits) -> None:
-    label = f"{where}: tensor {quoted(value.name)}"
+    label = f"{where}: its output {quoted(value.name)}"
     tensor_bytes(label, value.type.tensor_type.elem_type, shape, limits)
     if 0 in shape and len(shape) > 1:
         raise ModelError(f"{label} is empty (shape {list(shape)}); use a larger --input-shapes")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -22,6 +22,9 @@ _FOLDED_OPS = frozenset(
         *("Unsqueeze", "Where"),
     }
 )
+_MOVING_OPS = frozenset({"Concat", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze"})
+"""Folded operators that only move elements, and so work where some are symbolic."""
+
 _OPTIONAL_OUTPUTS = frozenset({"BatchNormalization", "Dropout", "LayerNormalization", "MaxPool"})
 _WINDOW_OPS = frozenset({"AveragePool", "Conv", "ConvTranspose", "LpPool", "MaxPool"})
 
@@ -69,27 +72,48 @@ def lift_constants(where: str, graph: onnx.GraphProto) -> None:
 
 
 def fold_constants(graph: onnx.GraphProto, shapes: Mapping[str, tuple[Dim, ...]], opset: int) -> bool:
-    """Evaluate small arithmetic on constants (shapes, pads, scales); True if any node went away.
+    """Evaluate small arithmetic on constants (shapes, pads, scales); True if anything changed.
 
-    Works on the graph in place. A node that cannot be evaluated stays.
+    Works on the graph in place. A node that cannot be evaluated stays. A Reshape whose target has one
+    symbolic entry, ``[N, 6, 4]`` say, gets the constant ``[-1, 6, 4]``.
     """
     known = {
         t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer if math.prod(t.dims) <= MAX_FOLDED
     }
     outputs = {value.name for value in graph.output}
-    kept = []
+    kept, changed = [], False
     for node in graph.node:
         value = None
         if len(node.output) == 1 and node.output[0] not in outputs and node.domain in ("", "ai.onnx"):
             value = _evaluate(node, known, shapes, opset)
-        if value is None or value.size > MAX_FOLDED:
-            kept.append(node)
-        else:
+        if value is not None and value.size <= MAX_FOLDED:
             known[node.output[0]] = value
-            graph.initializer.append(onnx.numpy_helper.from_array(value, node.output[0]))
-    folded = len(kept) < len(graph.node)
+            if value.dtype != object:
+                graph.initializer.append(onnx.numpy_helper.from_array(value, node.output[0]))
+                changed = True
+                continue
+        changed |= _free_entry_as_minus_one(graph, node, known)
+        kept.append(node)
     _replace_nodes(graph, kept)
-    return folded
+    return changed
+
+
+def _free_entry_as_minus_one(
+    graph: onnx.GraphProto, node: onnx.NodeProto, known: Mapping[str, np.ndarray]
+) -> bool:
+    target = known.get(node.input[1]) if node.op_type == "Reshape" and len(node.input) == 2 else None
+    if target is None or target.dtype != object:
+        return False
+    dims = [dim if isinstance(dim, int) else -1 for dim in target.reshape(-1)]
+    if dims.count(-1) != 1 or 0 in dims:
+        return False
+    name, taken = f"{node.output[0]}/target", {tensor.name for tensor in graph.initializer}
+    taken.update(name for n in graph.node for name in n.output)
+    while name in taken:
+        name += "_"
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array(dims, "int64"), name))
+    node.input[1] = name
+    return True
 
 
 def _evaluate(
@@ -101,10 +125,11 @@ def _evaluate(
     attrs = attributes(node)
     if node.op_type == "Shape":
         shape = shapes.get(node.input[0])
-        part = None if shape is None else shape[attrs.get("start", 0) : attrs.get("end")]
-        static = part is not None and all(isinstance(dim, int) for dim in part)
-        return np.array(part, "int64") if static else None
+        return None if shape is None else _array(shape[attrs.get("start", 0) : attrs.get("end")])
     if any(name and name not in known for name in node.input):
+        return None
+    symbolic = any(known[name].dtype == object for name in node.input if name)
+    if symbolic and node.op_type not in _MOVING_OPS:
         return None
     if node.op_type == "ConstantOfShape":
         dims = [int(dim) for dim in known[node.input[0]].ravel()]
@@ -118,9 +143,15 @@ def _evaluate(
         with np.errstate(all="ignore"):
             feeds = {name: known[name] for name in node.input if name}
             (value,) = ReferenceEvaluator(node, opsets={"": opset}).run(None, feeds)
-        return np.asarray(value)
+        return _array(value) if symbolic else np.asarray(value)
     except Exception:  # the evaluator raises whatever NumPy does; the node then stays as it is
         return None
+
+
+def _array(dims: Sequence[Dim] | np.ndarray) -> np.ndarray:
+    """Dimensions as int64, or as objects where some are symbolic."""
+    array = np.array(dims, dtype=object)
+    return array.astype("int64") if all(isinstance(dim, int) for dim in array.reshape(-1)) else array
 
 
 def _replace_nodes(graph: onnx.GraphProto, kept: list[onnx.NodeProto]) -> None:

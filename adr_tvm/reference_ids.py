@@ -148,12 +148,12 @@ def rounding_band(
     mu: np.ndarray,
     thresholds: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Vectors whose hash may round either way: |v . x - threshold| <= 1e-5 ||v|| ||x - mu|| for some plane v.
+    """Vectors whose hash may round either way: |v . x - t| <= 1e-5 ||v|| (||x|| + ||mu||).
 
     Args:
         x: [B, H, W, C].
         planes: [S, L, H].
-        mu: [S, L], the centre.
+        mu: [S, L], the centre; zeros where there is none.
         thresholds: [S, H]; None stands for the centred hash, v . mu.
 
     Returns:
@@ -166,7 +166,8 @@ def rounding_band(
     if thresholds is None:
         thresholds = np.einsum("slh,sl->sh", planes, mu)
     distances = np.abs(np.einsum("nsl,slh->nsh", vectors, planes) - thresholds)
-    norms = np.linalg.norm(vectors - mu, axis=2)[..., None] * np.linalg.norm(planes, axis=1)
+    reach = np.linalg.norm(vectors, axis=2) + np.linalg.norm(mu, axis=1)
+    norms = reach[..., None] * np.linalg.norm(planes, axis=1)
     band = keyed & (distances <= BAND * norms).any(axis=2)
     units = units_of(len(x), setting)
     packed = band.reshape(units, -1, band.shape[1]).transpose(0, 2, 1)

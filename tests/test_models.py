@@ -258,7 +258,7 @@ def test_bundled_cifarnet_is_accurate_on_the_held_out_sample():
     assert labels.shape == (1024,) and labels.dtype == np.int64 and set(labels) == set(range(10))
     model = onnx.load(bundled.cifarnet_path())
     onnx.checker.check_model(model, full_check=True)
-    assert np.mean(run_onnx(model, images).argmax(1) == labels) >= 0.80
+    assert np.mean(run_onnx(model, images).argmax(1) == labels) >= 0.84  # 84.86 % when exported
 
 
 # --- light models -------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Upsample (opsets 7 to 9) through Resize; TVM's converter needs a static batch and scales as an attribute."""
+"""Upsample (opsets 7 to 9) by way of Resize; TVM's converter needs a static batch."""
 
 from __future__ import annotations
 
