@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import warnings
 from collections import defaultdict
 
+import numpy as np
 import onnx
 import tvm
 from tvm import relax
@@ -15,7 +17,7 @@ from tvm.relax.frontend.onnx import onnx_frontend
 
 from adr_tvm.converters import CONVERTERS
 from adr_tvm.errors import AdrError, ModelError
-from adr_tvm.onnx_limits import node_label, one_line, quoted
+from adr_tvm.onnx_limits import Limits, node_label, one_line, quoted, size_text
 from adr_tvm.onnx_model import CheckedModel
 
 _log = logging.getLogger(__name__)
@@ -40,7 +42,7 @@ def import_onnx(checked: CheckedModel) -> tvm.IRModule:
     """
     path, graph = one_line(checked.path), checked.proto.graph
     _check_supported(path, graph)
-    importer = _Importer({}, "float32")
+    importer = _Importer(checked.limits)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed), warnings.catch_warnings():
@@ -101,6 +103,10 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
 
     position = "inputs"
 
+    def __init__(self, limits: Limits) -> None:
+        super().__init__({}, "float32")
+        self._limits = limits
+
     def _construct_nodes(self, graph):
         self._by_name = {node.name: node for node in graph.node}
         self._shapes = {value.name: value for value in (*graph.value_info, *graph.output)}
@@ -120,23 +126,28 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         return result
 
     def _check_shape(self, name: str, converted: relax.Type | None) -> None:
-        """TVM's converters are wrong for some attributes; ONNX's shape inference tells."""
-        value = self._shapes.get(name)
-        if value is None or not isinstance(converted, relax.TensorType) or converted.shape is None:
+        """TVM's converters are wrong for some attributes: their shapes must be ONNX's, and in bounds."""
+        if not isinstance(converted, relax.TensorType) or converted.shape is None:
             return
-        if not value.type.tensor_type.HasField("shape"):
+        got = [int(dim) if isinstance(dim, tvm.tirx.IntImm) else None for dim in converted.shape.values]
+        size = math.prod(dim for dim in got if dim is not None) * np.dtype(str(converted.dtype)).itemsize
+        if size > self._limits.tensor_bytes:
+            raise ModelError(
+                f"{self.position}: its output would take {size_text(size)}; the limit is "
+                f"{size_text(self._limits.tensor_bytes)}"
+            )
+        value = self._shapes.get(name)
+        if value is None or not value.type.tensor_type.HasField("shape"):
             return
         expected = [
             dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim
         ]
-        got = [int(dim) if isinstance(dim, tvm.tirx.IntImm) else None for dim in converted.shape.values]
-        same = len(got) == len(expected) and all(
-            a == b for a, b in zip(got, expected, strict=True) if a is not None and b is not None
-        )
-        if not same:
+        if len(got) != len(expected) or any(
+            a != b for a, b in zip(got, expected, strict=True) if a is not None and b is not None
+        ):
             raise ModelError(
-                f"{self.position}: TVM makes its output {got} where ONNX says {expected} (? is symbolic); "
-                "these attributes are not supported".replace("None", "?")
+                f"{self.position}: TVM makes its output {got} where ONNX says {expected} (None is symbolic); "
+                "these attributes are not supported"
             )
 
 

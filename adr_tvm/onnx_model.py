@@ -27,7 +27,7 @@ from adr_tvm.onnx_limits import (
     type_name,
 )
 from adr_tvm.onnx_load import load_proto
-from adr_tvm.onnx_node_rules import check_nodes
+from adr_tvm.onnx_node_rules import check_constants, check_nodes
 from adr_tvm.onnx_rewrites import (
     MAX_FOLDED,
     drop_unused,
@@ -51,7 +51,8 @@ class CheckedModel:
         proto: the normalised model; ``graph.value_info`` holds the inferred shapes.
         sha256: of the file, followed by its external data.
         inputs: what the caller passes, in order.
-        outputs: what it gets back, in order.
+        outputs: what it gets back, in order; symbols are ONNX's, new ones where it lost track of the batch.
+        limits: what it was checked against.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class CheckedModel:
     sha256: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    limits: Limits
 
     @property
     def opset(self) -> int:
@@ -91,7 +93,7 @@ def check_model(
         outputs = _normalise(where, model, limits)
     except UnicodeDecodeError as error:
         raise ModelError(f"{where}: a name in the model is not UTF-8 text ({one_line(error, 100)})") from None
-    return CheckedModel(path, model, sha256, inputs, outputs)
+    return CheckedModel(path, model, sha256, inputs, outputs, limits)
 
 
 def _check_valid(where: str, model: onnx.ModelProto) -> None:
@@ -143,6 +145,7 @@ def _normalise(where: str, model: onnx.ModelProto, limits: Limits) -> tuple[Tens
             break
         drop_unused(graph)
         shapes = _infer(where, model, limits)
+    check_constants(where, graph, shapes, limits)
     explicit_pads(graph, shapes)
     return tuple(_output_spec(value, shapes) for value in graph.output)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import onnx
 
 from adr_tvm.errors import ModelError
-from adr_tvm.onnx_limits import Dim, Limits, node_label, quoted
+from adr_tvm.onnx_limits import Dim, Limits, node_label, quoted, size_text, tensor_bytes
 from adr_tvm.onnx_rewrites import attributes
 
 _AUTO_PADS = {"auto_pad": ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")}
@@ -37,6 +37,9 @@ Rule = Callable[[onnx.NodeProto, Mapping[str, object], Shapes, Limits], str | No
 MAX_UNROLLED = 1024
 """Outputs of one Split, terms of one Einsum and the like: TVM emits code for each."""
 
+MAX_SCATTERED = 1 << 20
+"""Indices of a scatter: TVM's importer makes a table with a row for each."""
+
 
 def check_nodes(where: str, graph: onnx.GraphProto, shapes: Shapes, limits: Limits) -> None:
     """Apply the rules to every node.
@@ -52,6 +55,33 @@ def check_nodes(where: str, graph: onnx.GraphProto, shapes: Shapes, limits: Limi
             reason = rule(node, attrs, shapes, limits)
         if reason is not None:
             raise ModelError(f"{where}: {node_label(node)}: {reason}; check the export of this layer")
+
+
+def check_constants(where: str, graph: onnx.GraphProto, shapes: Shapes, limits: Limits) -> None:
+    """Bound what is computed from constants alone: the importer evaluates it at once.
+
+    Raises:
+        ModelError: the results are too large together, or the size of one cannot be told.
+    """
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
+    constants, total = {tensor.name for tensor in graph.initializer}, 0
+    for node in graph.node:
+        if not all(name in constants for name in node.input if name):
+            continue
+        constants.update(node.output)
+        for name in filter(None, node.output):
+            shape = shapes.get(name)
+            if shape is None or not all(isinstance(dim, int) for dim in shape):
+                raise ModelError(
+                    f"{where}: {node_label(node)}: the shape of this constant cannot be determined; fold "
+                    "constants before export (onnxsim, or the exporter's own option)"
+                )
+            total += tensor_bytes(f"{where}: {node_label(node)}", types[name], shape, limits)
+            if total > limits.initializer_bytes:
+                raise ModelError(
+                    f"{where}: {node_label(node)}: constants computed in the model take more than "
+                    f"{size_text(limits.initializer_bytes)}"
+                )
 
 
 def _unknown_choice(node: onnx.NodeProto, attrs: Mapping[str, object]) -> str | None:
@@ -178,6 +208,15 @@ def _split(node: onnx.NodeProto, attrs: Mapping[str, object], shapes: Shapes, li
     return None
 
 
+def _scatter(node: onnx.NodeProto, attrs: Mapping[str, object], shapes: Shapes, limits: Limits) -> str | None:
+    indices = _shape(node, 1, shapes)
+    if indices is None or not all(isinstance(dim, int) for dim in indices):
+        return "the shape of its indices is not static"
+    if math.prod(indices) > MAX_SCATTERED:
+        return f"it has {math.prod(indices)} indices; at most {MAX_SCATTERED} are supported"
+    return None
+
+
 def _positive_scales(values: Sequence[float], limits: Limits) -> bool:
     return all(0 < value <= limits.window for value in values)
 
@@ -199,6 +238,8 @@ _RULES: dict[str, Rule] = {
     "LRN": _lrn,
     "LpPool": _pool,
     "MaxPool": _pool,
+    "Scatter": _scatter,
+    "ScatterElements": _scatter,
     "Split": _split,
     "Upsample": _upsample,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -33,11 +34,12 @@ def name_nodes(graph: onnx.GraphProto) -> None:
     """Give every node a name of its own: ``Conv_3`` where it had none, ``name_2`` where it was taken."""
     taken = {node.name for node in graph.node}
     seen: set[str] = set()
+    counts: Counter[str] = Counter()
     for index, node in enumerate(graph.node):
-        name = one_line(node.name, 200) or f"{one_line(node.op_type, 40)}_{index}"
-        base, count = name, 2
+        base = name = one_line(node.name, 200) or f"{one_line(node.op_type, 40)}_{index}"
         while name in seen or (name != node.name and name in taken):
-            name, count = f"{base}_{count}", count + 1
+            counts[base] += 1
+            name = f"{base}_{counts[base] + 1}"
         node.name = name
         seen.add(name)
 

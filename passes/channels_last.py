@@ -16,7 +16,8 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from adr_tvm._tvm import calls, mutate, relax_functions
 from adr_tvm.passes.fold_shapes import FoldShapes
 
-NAMED_OPS = ("relax.nn.conv2d", "relax.matmul")
+NAMED_OPS = ("relax.nn.conv2d", "relax.nn.conv2d_transpose", "relax.matmul")
+LAYOUTS = {"relax.nn.conv2d": ["NHWC", "HWIO"], "relax.nn.conv2d_transpose": ["NHWC", "IOHW"]}
 
 
 @mutator
@@ -43,7 +44,8 @@ class ChannelsLast:
         Raises:
             RuntimeError: TVM's pass changed the number of calls, so names cannot be put back.
         """
-        result = relax.transform.ConvertLayout({"relax.nn.conv2d": ["NHWC", "HWIO"]})(mod)
+        mod = FoldShapes()(mod)  # a reshape of a constant would pin its readers to NCHW
+        result = relax.transform.ConvertLayout(LAYOUTS)(mod)
         converted = {gv.name_hint: func for gv, func in relax_functions(result)}
         spans: dict[str, deque[Any]] = {op: deque() for op in NAMED_OPS}
         for gv, func in relax_functions(mod):

@@ -215,7 +215,9 @@ class _Player:
         self.library = _kernels(layer)
         parameter = func.params[0]
         self.values: dict[int, object] = {hash(parameter): x}
-        self.symbols = {d: n for d, n in zip(parameter.ty.shape, x.shape, strict=True) if isinstance(d, tirx.Var)}
+        self.analyzer = tvm.sym.Analyzer()
+        if isinstance(parameter.ty.shape[0], tirx.Var):
+            self.analyzer.bind(parameter.ty.shape[0], tirx.IntImm("int64", len(x)))
         self.kernels: dict[str, list[np.ndarray]] = {}
         for block in func.body.blocks:
             for binding in block.bindings:
@@ -223,13 +225,11 @@ class _Player:
         self.result = self.value(func.body.body)
 
     def _shape(self, ty: relax.TensorType) -> tuple[int, ...]:
-        analyzer = tvm.arith.Analyzer()
-        bound = {v: tirx.IntImm("int64", n) for v, n in self.symbols.items()}
-        return tuple(int(analyzer.simplify(tirx.stmt_functor.substitute(d, bound))) for d in ty.shape)
+        return tuple(int(self.analyzer.simplify(d)) for d in ty.shape)
 
     def value(self, expr: relax.Expr):
-        if isinstance(expr, relax.Constant):
-            return expr.data.numpy()
+        if isinstance(expr, tvm.ir.GenericConst):
+            return expr.value.numpy()
         if isinstance(expr, relax.Tuple):
             return tuple(self.value(e) for e in expr.fields)
         if isinstance(expr, relax.TupleGetItem):

@@ -18,7 +18,7 @@ class InstanceNormalization(onnx_frontend.OnnxOpConverter):
         rank = len(data.ty.shape)
         channels = [1, -1] + [1] * (rank - 2)
         centred = bb.emit(relax.op.subtract(data, _spatial_mean(data, rank)))
-        variance = _spatial_mean(relax.op.multiply(centred, centred), rank)
+        variance = _spatial_mean(relax.op.square(centred), rank)
         epsilon = relax.const(attr.get("epsilon", 1e-5), data.ty.dtype)
         deviation = relax.op.sqrt(relax.op.add(variance, epsilon))
         scaled = relax.op.multiply(relax.op.divide(centred, deviation), relax.op.reshape(scale, channels))
