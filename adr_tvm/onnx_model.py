@@ -163,12 +163,7 @@ def _infer(where: str, model: onnx.ModelProto, limits: Limits) -> dict[str, tupl
     """
     graph = model.graph
     del graph.value_info[:]
-    try:
-        inferred = onnx.shape_inference.infer_shapes(
-            _without_weights(model), check_type=True, strict_mode=True, data_prop=True
-        )
-    except Exception as error:  # InferenceError, RuntimeError
-        raise ModelError(f"{where}: shapes do not fit together ({first_fault(error)})") from None
+    inferred = _inferred(where, model)
     shapes: dict[str, tuple[Dim, ...]] = {t.name: tuple(t.dims) for t in graph.initializer}
     made = {name: node for node in graph.node for name in node.output}
     for value in (*graph.input, *inferred.graph.value_info, *inferred.graph.output):
@@ -184,6 +179,18 @@ def _infer(where: str, model: onnx.ModelProto, limits: Limits) -> dict[str, tupl
     del graph.output[:]
     graph.output.extend(inferred.graph.output)
     return shapes
+
+
+def _inferred(where: str, model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without weights, with the shapes that onnx infers."""
+    light = _without_weights(model)
+    for node in light.graph.node:
+        if node.op_type == "GroupNormalization":  # onnx infers no shape for it; it keeps its input's
+            node.CopyFrom(onnx.helper.make_node("Identity", node.input[:1], node.output[:1], node.name))
+    try:
+        return onnx.shape_inference.infer_shapes(light, check_type=True, strict_mode=True, data_prop=True)
+    except Exception as error:  # InferenceError, RuntimeError
+        raise ModelError(f"{where}: shapes do not fit together ({first_fault(error)})") from None
 
 
 def _check_size(where: str, value: onnx.ValueInfoProto, shape: tuple[Dim, ...], limits: Limits) -> None:

@@ -15,6 +15,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from adr_tvm._tvm import calls, mutate, relax_functions
 from adr_tvm.passes.fold_shapes import FoldShapes
+from adr_tvm.passes.sink_transposes import SinkTransposes
 
 NAMED_OPS = ("relax.nn.conv2d", "relax.nn.conv2d_transpose", "relax.matmul")
 LAYOUTS = {"relax.nn.conv2d": ["NHWC", "HWIO"], "relax.nn.conv2d_transpose": ["NHWC", "IOHW"]}
@@ -55,4 +56,4 @@ class ChannelsLast:
                     raise RuntimeError(f"ConvertLayout changed the number of {op} calls in {gv.name_hint}")
                 spans[op].extend(call.span for call in named)
         result = mutate(result, lambda m: _Renamer(m, spans))
-        return FoldShapes()(result)
+        return SinkTransposes()(FoldShapes()(result))

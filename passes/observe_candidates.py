@@ -1,25 +1,43 @@
-"""Calibration instrumentation: an entry that also returns the inputs of chosen layers."""
+"""Calibration instrumentation: an entry ``observe`` that also returns the inputs of chosen layers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import tvm
 from tvm import relax
-from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from adr_tvm import ops
+from adr_tvm._tvm import is_op
+from adr_tvm.passes.entries import add_entry
+
+ENTRY = "observe"
 
 
-@mutator
-class _Collector(PyExprMutator):
-    def __init__(self, mod: tvm.IRModule, layers: Sequence[str]):
-        super().__init__(mod)
-        self.layers = list(layers)
-        self.inputs: dict[str, relax.Expr] = {}
+@tvm.transform.module_pass(opt_level=0, name="ObserveCandidates")
+class ObserveCandidates:
+    """Add the entry.
 
-    def visit_call_(self, call: relax.Call) -> relax.Expr:
-        call = self.visit_expr_post_order(call)
-        if any(call.op == tvm.ir.Op.get(op) for op in ops.DENSE_OPS) and ops.layer_name(call) in self.layers:
-            self.inputs[ops.layer_name(call)] = call.args[0]
-        return call
+    Args:
+        layers: names of layers, in the order in which their inputs are returned.
+    """
+
+    def __init__(self, layers: Sequence[str]):
+        self.layers = tuple(layers)
+
+    def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        """Add the entry.
+
+        Raises:
+            KeyError: a layer is not in ``main``.
+        """
+
+        def inputs(bindings: Iterable[relax.VarBinding]) -> list[relax.Expr]:
+            found = {
+                ops.layer_name(b.value): b.value.args[0]
+                for b in bindings
+                if any(is_op(b.value, op) for op in ops.DENSE_OPS)
+            }
+            return [found[layer] for layer in self.layers]
+
+        return add_entry(mod, "main", ENTRY, inputs)

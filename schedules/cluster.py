@@ -124,8 +124,8 @@ def _number_phase(source: VectorSource, setting: ReuseSetting):
                 slots[i] = -1
             for i in range(G * map_size):
                 ids[u, s, i] = NO_VECTOR
-                if gain:
-                    gains[u, s, i] = T.float32(1)  # the padding around a map is read too: a stray NaN times 0 is NaN
+                if gain:  # the padding around a map is read too, and a stray NaN times zero is NaN
+                    gains[u, s, i] = T.float32(1)
             for g in range(G):
                 for p in range(P):
                     code = T.meta_var(codes[u, s, g * P + p])

@@ -35,6 +35,21 @@ MARGIN = 256  # bytes on each side of a buffer
 ALIGNMENT = 64
 # Sums of up to some 1000 products of order 1 / sqrt(K) in fp32: about sqrt(1000) roundings of 6e-8, with room.
 TOLERANCE = 1e-5
+HAS_FMA = any(tvm.target.codegen.target_has_features(name, cpu_target()) for name in ("fma", "neon"))
+
+GEOMETRIES = {
+    "3x3": ConvGeometry(7, 6, 20, 3, 3, 10, padding=(1, 1, 1, 1)),
+    "1x1": ConvGeometry(5, 7, 19, 1, 1, 33),
+    "1x1_stride2": ConvGeometry(7, 8, 16, 1, 1, 6, strides=(2, 2)),
+    "3x3_stride3": ConvGeometry(11, 8, 9, 2, 3, 5, strides=(3, 4), padding=(0, 1, 1, 0)),
+    "5x5_stride2": ConvGeometry(12, 11, 3, 5, 5, 17, strides=(2, 2), padding=(2, 2, 2, 2)),
+    "7x7_stride2": ConvGeometry(15, 15, 3, 7, 7, 8, strides=(2, 2), padding=(3, 3, 3, 3)),
+    "11x11_stride4": ConvGeometry(31, 27, 3, 11, 11, 4, strides=(4, 4), padding=(2, 2, 2, 2)),
+    "asymmetric": ConvGeometry(6, 9, 5, 3, 2, 12, strides=(1, 2), padding=(0, 2, 3, 1)),
+    "dilation2": ConvGeometry(9, 8, 6, 3, 3, 16, padding=(2, 1, 2, 3), dilation=(2, 2)),
+    "wide_padding": ConvGeometry(3, 3, 4, 2, 2, 3, padding=(3, 3, 3, 3)),
+    "one_row": ConvGeometry(3, 3, 8, 3, 3, 7),
+}
 
 
 @dataclass(frozen=True)

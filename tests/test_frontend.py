@@ -103,6 +103,7 @@ CASES = {
     "up_same": ("ConvTranspose", 13, ["w"], {"strides": [2, 2], "auto_pad": "SAME_UPPER"}),
     "up_shape": ("ConvTranspose", 13, ["w"], {"strides": [2, 2], "output_shape": [12, 14]}),
     "norm": ("InstanceNormalization", 13, [np.ones(4, "f4"), np.arange(4, dtype="f4")], {}),
+    "group_norm": ("GroupNormalization", 21, [np.ones(4, "f4"), np.ones(4, "f4")], {"num_groups": 2}),
     "expand": ("Expand", 13, [np.array([1, 4, 6, 7])], {}),
     "lrn": ("LRN", 13, [], {"size": 3, "alpha": 0.1}),
 }

@@ -1,0 +1,42 @@
+"""From a checked model and a plan to an executable library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tvm
+from tvm.target import Target
+
+from adr_tvm.frontend import import_onnx
+from adr_tvm.onnx_model import CheckedModel
+from adr_tvm.passes import pipeline
+from adr_tvm.passes.mark_candidates import CandidateRules
+from adr_tvm.plan import ReusePlan
+
+
+def canonical_module(
+    checked: CheckedModel, target: Target, rules: CandidateRules | None = None, dump: Path | None = None
+) -> tvm.IRModule:
+    """Import a model and bring it into canonical form.
+
+    Raises:
+        ModelError: the model holds operators that cannot be converted.
+    """
+    return pipeline.run(pipeline.canonicalise(rules), import_onnx(checked), target, dump)
+
+
+def build_module(mod: tvm.IRModule, target: Target, dump: Path | None = None) -> tvm.runtime.Executable:
+    """Compile a canonical module (rewritten or not); every Relax function becomes an entry."""
+    lowered = pipeline.run([*pipeline.lower(target), *pipeline.finish()], mod, target, dump)
+    return tvm.compile(lowered, target, relax_pipeline=tvm.transform.Sequential([]))
+
+
+def build_plan(
+    mod: tvm.IRModule, plan: ReusePlan, target: Target, dump: Path | None = None
+) -> tvm.runtime.Executable:
+    """Compile a canonical module under a plan, with the entries ``main``, ``dense`` and, if it reuses, ``main_counts``.
+
+    Raises:
+        ValueError: planes of the plan do not fit a layer.
+    """
+    return build_module(pipeline.run(pipeline.rewrite(plan), mod, target, dump), target, dump)

@@ -1,0 +1,112 @@
+"""The whole compiler as one readable list of passes.
+
+    ONNX -> import_onnx -> canonicalise -> (calibrate, plan) -> rewrite -> lower -> finish -> library
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tvm
+from tvm import relax
+from tvm.target import Target
+
+from adr_tvm.passes.adaptive_deep_reuse import AdaptiveDeepReuse
+from adr_tvm.passes.channels_last import ChannelsLast
+from adr_tvm.passes.conv_transpose_to_conv import ConvTransposeToConv
+from adr_tvm.passes.dense_entry import DenseEntry
+from adr_tvm.passes.dump_ir import DumpIR
+from adr_tvm.passes.expose_counts import ExposeCounts
+from adr_tvm.passes.fold_batch_norm import FoldBatchNorm
+from adr_tvm.passes.fold_shapes import FoldShapes
+from adr_tvm.passes.fuse_epilogue import FuseEpilogue
+from adr_tvm.passes.lower_operators import LowerOperators
+from adr_tvm.passes.mark_candidates import CandidateRules, MarkCandidates
+from adr_tvm.passes.observe_candidates import ObserveCandidates
+from adr_tvm.passes.reshape_views import KEPT, ReshapeViews
+from adr_tvm.passes.schedule_loops import ScheduleLoops
+from adr_tvm.plan import ReusePlan
+
+Pass = tvm.transform.Pass
+
+
+def canonicalise(rules: CandidateRules | None = None) -> list[Pass]:
+    """Bring an imported network into the form that candidates are found in."""
+    return [
+        # Batch norms vanish into the convolutions before them.
+        FoldBatchNorm(),
+        relax.transform.DecomposeOpsForInference(),
+        # NHWC everywhere; transposes only at the edges.
+        ChannelsLast(),
+        ConvTransposeToConv(),
+        # Convolutions and matrix products with their bias and activation become operators of ours.
+        FuseEpilogue(),
+        # Which of them may be rewritten, and why the others may not.
+        MarkCandidates(rules),
+    ]
+
+
+def observe(layers: list[str]) -> list[Pass]:
+    """Instrument the network for calibration."""
+    return [ObserveCandidates(layers)]
+
+
+def rewrite(plan: ReusePlan) -> list[Pass]:
+    """Apply a plan: ``main`` reuses, ``dense`` does not, ``main_counts`` tells what was counted."""
+    return [
+        DenseEntry(),
+        AdaptiveDeepReuse(plan, function="main"),
+        ExposeCounts(),
+    ]
+
+
+def lower(target: Target) -> list[Pass]:
+    """From operators to scheduled TIR."""
+    return [
+        # cluster -> GEMM -> scatter, and the dense kernels.
+        LowerOperators(target),
+        # Everything else: TVM's legalisation and fusion, then our loop schedule.
+        relax.backend.DispatchSampling(),
+        relax.backend.DispatchSortScan(),
+        ReshapeViews(),
+        relax.transform.LegalizeOps(skip_ops=KEPT),
+        relax.transform.AnnotateTIROpPattern(),
+        FoldShapes(),
+        relax.transform.FoldConstant(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        relax.transform.DeadCodeElimination(),
+        ScheduleLoops(),
+    ]
+
+
+def finish() -> list[Pass]:
+    """Memory planning and the virtual machine's form."""
+    return [
+        relax.transform.ToNonDataflow(),
+        relax.transform.RemovePurityChecking(),
+        relax.transform.CallTIRRewrite(),
+        relax.transform.StaticPlanBlockMemory(),
+        relax.transform.LowerAllocTensor(),
+        relax.transform.KillAfterLastUse(),
+        relax.transform.LowerRuntimeBuiltin(),
+        relax.transform.ComputePrimValue(),
+        relax.transform.VMShapeLower(),
+        relax.transform.AttachGlobalSymbol(),
+    ]
+
+
+def run(passes: list[Pass], mod: tvm.IRModule, target: Target, dump: Path | None = None) -> tvm.IRModule:
+    """Apply passes in order.
+
+    Args:
+        passes: lists from this module, joined.
+        mod: module to transform.
+        target: what the kernels are for.
+        dump: folder that takes the module after each pass, numbered on from the files it holds.
+    """
+    if dump is not None:
+        start = len(list(Path(dump).glob("[0-9][0-9]-*.py")))
+        passes = [q for i, p in enumerate(passes) for q in (p, DumpIR(dump, start + i, str(p.info.name)))]
+    with target:
+        return tvm.transform.Sequential(passes)(mod)

@@ -1,0 +1,122 @@
+"""The dense kernel: clause 11 of ``docs/algorithm.md``, one FMA chain over (KH, KW, C) whatever the tile."""
+
+import numpy as np
+import pytest
+from kernel_harness import GEOMETRIES, HAS_FMA, Layer, close, run, run_vm, sample_input, sample_tensors
+from tvm.target import codegen
+
+from adr_tvm._tvm import cpu_target
+from adr_tvm.activation import Activation
+from adr_tvm.geometry import ConvGeometry, dense_geometry
+from adr_tvm.reference import conv2d, conv2d_chain
+from adr_tvm.schedules.register_tile import AVX2, AVX512, NEON, SSE, RegisterTile, gemm_tile
+
+ACTIVATIONS = {
+    "linear": Activation(),
+    "relu": Activation.relu(),
+    "relu6": Activation.relu6(),
+    "leaky_relu": Activation("leaky_relu", slope=0.1),
+    "clip": Activation("clip", low=-0.5, high=0.25),
+}
+needs_fma = pytest.mark.skipif(not HAS_FMA, reason="without FMA every product rounds on its own")
+
+
+def _agrees(layer, batch, seed=0):
+    """Run a layer, compare it with the reference and return its output."""
+    geometry, tensors = layer.geometry, sample_tensors(layer, seed)
+    x = sample_input(geometry, batch, seed)
+    y = run(layer, tensors, x).y
+    close(y, conv2d(x, tensors.w, tensors.bias, geometry, layer.activation))
+    if HAS_FMA:
+        chain = conv2d_chain(x, tensors.w, tensors.bias, geometry, layer.activation)
+        np.testing.assert_array_equal(y, chain)
+    return y
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_geometries(name):
+    _agrees(Layer(GEOMETRIES[name]), batch=2)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations(name):
+    y = _agrees(Layer(GEOMETRIES["3x3"], activation=ACTIVATIONS[name]), batch=1)
+    assert ACTIVATIONS[name].low <= y.min() and y.max() <= ACTIVATIONS[name].high
+
+
+@pytest.mark.parametrize("M", [1, 3, 10, 37, 64, 65])
+def test_the_tile_never_changes_a_byte(M):
+    geometry = ConvGeometry(5, 5, 7, 3, 3, M, padding=(1, 1, 1, 1))
+    tiles = {gemm_tile(isa, M) for isa in (AVX512, AVX2, NEON, SSE)} | {RegisterTile(1, 8), RegisterTile(5, 32)}
+    outputs = {_agrees(Layer(geometry, tile=tile), batch=2).tobytes() for tile in tiles}
+    assert len(outputs) == 1
+
+
+def test_a_chunk_of_one_panel():
+    # K so large that the packed rows of one panel already fill the chunk.
+    geometry = dense_geometry(5, 9000, 3)
+    tiles = [RegisterTile(4, 8), RegisterTile(12, 32)]
+    assert [t.chunk_rows(geometry.K) for t in tiles] == [4, 12]
+    outputs = [_agrees(Layer(geometry, tile=tile), batch=1) for tile in tiles]
+    np.testing.assert_array_equal(*outputs)
+
+
+@pytest.mark.parametrize("name", ["3x3", "one_row"])
+def test_the_batch_hint_never_changes_a_byte(name):
+    geometry = GEOMETRIES[name]
+    tensors, x = sample_tensors(Layer(geometry)), sample_input(geometry, 7)
+    together = run(Layer(geometry), tensors, x).y
+    np.testing.assert_array_equal(run(Layer(geometry, batch=7), tensors, x).y, together)
+    np.testing.assert_array_equal(run(Layer(geometry, batch=2), tensors, x[3:5]).y, together[3:5])
+    for i in (0, 6):
+        np.testing.assert_array_equal(run(Layer(geometry, batch=1), tensors, x[i : i + 1]).y, together[i : i + 1])
+    for batch in (1, 3):
+        np.testing.assert_array_equal(run(Layer(geometry), tensors, x[:batch]).y, together[:batch])
+
+
+@needs_fma
+@pytest.mark.skipif(not codegen.target_has_features("avx2", cpu_target()), reason="this machine has no AVX2")
+def test_code_for_another_processor_gives_the_same_bytes():
+    geometry = GEOMETRIES["asymmetric"]
+    tensors, x = sample_tensors(Layer(geometry)), sample_input(geometry, 2)
+    here, haswell = (run(Layer(geometry, mcpu=mcpu), tensors, x).y for mcpu in (None, "haswell"))
+    np.testing.assert_array_equal(here, haswell)
+
+
+@pytest.mark.parametrize(("rank", "tokens"), [(2, 1), (3, 6)])
+def test_dense_layers(rank, tokens):
+    layer = Layer(dense_geometry(tokens, 50, 37), activation=Activation.relu(), rank=rank)
+    for batch in (1, 5):
+        _agrees(layer, batch)
+
+
+def test_one_row_of_one_entry():
+    _agrees(Layer(dense_geometry(1, 1, 1)), batch=1)
+
+
+@pytest.mark.parametrize("name", ["linear", "relu"])
+def test_non_finite_inputs_reach_only_the_outputs_that_read_them(name):
+    geometry = GEOMETRIES["dilation2"]
+    layer = Layer(geometry, activation=ACTIVATIONS[name])
+    tensors, x = sample_tensors(layer), sample_input(geometry, 2)
+    clean = run(layer, tensors, x).y
+    x[0, 4, 3, 2], x[1, 0, 0, 5] = np.nan, np.inf
+    found = run(layer, tensors, x).y
+    reads = ~np.isfinite(conv2d(x, tensors.w, tensors.bias, geometry))
+    np.testing.assert_array_equal(found[~reads], clean[~reads])
+    if name == "linear":
+        assert not np.isfinite(found[reads]).any() and 0 < reads.sum() < reads.size
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [Layer(GEOMETRIES["3x3"]), Layer(dense_geometry(1, 30, 37), rank=2), Layer(dense_geometry(4, 30, 5), rank=3)],
+    ids=["conv2d", "dense2", "dense3"],
+)
+@pytest.mark.parametrize("parameters", [False, True], ids=["constants", "arguments"])
+def test_the_compiled_function_runs_these_kernels(layer, parameters):
+    tensors = sample_tensors(layer)
+    for batch in (1, 3):
+        x = sample_input(layer.geometry, batch)
+        expected = run(layer, tensors, x).y
+        np.testing.assert_array_equal(run_vm(layer, tensors, x, parameters).y, expected)
