@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from adr_tvm.geometry import ConvGeometry
 from adr_tvm.results import NetworkResult
 from adr_tvm.settings import ReuseSetting
 
@@ -54,6 +55,20 @@ def multiply_adds(value: int | None) -> str:
         if value >= scale:
             return f"{significant(value / scale)}{unit}"
     return str(value)
+
+
+def window_text(text: str, kernel: tuple[int, int], strides: tuple[int, int]) -> str:
+    """``text`` and the window behind it: "..., 3x3/2"; strides that differ are both named."""
+    stride = str(strides[0]) if strides[0] == strides[1] else f"{strides[0]}x{strides[1]}"
+    return f"{text}, {kernel[0]}x{kernel[1]}/{stride}"
+
+
+def geometry_text(geometry: ConvGeometry) -> str:
+    """ "56x56x64 -> 64, 3x3/1"; a dense layer's is "4096 -> 384", or "49x768 -> 768" with 49 tokens."""
+    g = geometry
+    if g.W == 1 and (g.KH, g.KW) == (1, 1) and g.strides == (1, 1):
+        return f"{g.C if g.H == 1 else f'{g.H}x{g.C}'} -> {g.M}"
+    return window_text(f"{g.H}x{g.W}x{g.C} -> {g.M}", (g.KH, g.KW), g.strides)
 
 
 def setting_text(setting: ReuseSetting | None) -> str:

@@ -24,9 +24,18 @@ _log = logging.getLogger(__name__)
 
 _REFUSED = {
     **dict.fromkeys(("If", "Loop", "Scan", "SequenceMap"), "control flow"),
-    "Attention": "TVM converts the com.microsoft operator of that name only",
+    **dict.fromkeys(
+        (
+            *("Optional", "OptionalGetElement", "OptionalHasElement", "ConcatFromSequence", "SequenceAt"),
+            *("SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength"),
+            "SplitToSequence",
+        ),
+        "values that are no tensors",
+    ),
+    "Attention": "TVM knows the com.microsoft operator of that name only",
+    "NonMaxSuppression": "TVM selects other boxes at the threshold",
 }
-"""Operators of the standard domain that TVM's importer accepts but must not get, with the reason."""
+"""Standard operators that TVM's importer has, or says it has, but must not get, with the reason."""
 
 
 def import_onnx(checked: CheckedModel) -> tvm.IRModule:
@@ -50,6 +59,8 @@ def import_onnx(checked: CheckedModel) -> tvm.IRModule:
             return importer.from_onnx(graph, checked.opset)
     except AdrError as error:
         raise ModelError(f"{path}: {error}") from None
+    except NotImplementedError as error:
+        raise ModelError(f"{path}: {importer.position}: not supported: {one_line(error)}") from None
     except Exception as error:  # the importer raises whatever Python, NumPy or TVM's C++ does
         reason = f"{type(error).__name__}: {one_line(_last_line(error))}"
         raise ModelError(f"{path}: {importer.position}: TVM cannot convert it ({reason})") from None
@@ -83,7 +94,8 @@ def _check_supported(path: str, graph: onnx.GraphProto) -> None:
         names = ", ".join(quoted(node.name) for node in nodes[:3])
         more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
         of = f" of domain {quoted(domain)}" if domain not in ("", "ai.onnx") else ""
-        parts.append(f"{one_line(op_type, 40)}{of} ({names}{more})")
+        why = f": {_REFUSED[op_type]}" if op_type in _REFUSED and not of else ""
+        parts.append(f"{one_line(op_type, 40)}{of} ({names}{more}{why})")
     raise ModelError(
         f"{path}: unsupported operators: {'; '.join(parts)}; export the model with other operators, or cut "
         "these parts off (onnx.utils.extract_model)"
@@ -112,6 +124,10 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         self._shapes = {value.name: value for value in (*graph.value_info, *graph.output)}
         super()._construct_nodes(graph)
         self.position = "outputs"
+        for output in graph.output:
+            value = self._nodes[output.name]
+            if isinstance(value.ty, relax.ShapeType):
+                self._nodes[output.name] = self.bb.emit(relax.op.shape_to_tensor(value))
 
     def _convert_operator(self, op_name, inputs, attrs, opset):
         node = self._by_name[attrs["tvm_custom"]["name"]]

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import onnx
 
 from adr_tvm.errors import ModelError, UsageError
 from adr_tvm.onnx_limits import Dim, Limits, quoted, tensor_bytes, type_name
+from adr_tvm.tensor_spec import TensorSpec
 
 INPUT_TYPES = ("float32", "int32", "int64", "uint8", "bool")
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """A graph input or output.
-
-    Attributes:
-        name: its ONNX name.
-        shape: integers; a string is a symbolic dimension (of an input only the first: the batch).
-        dtype: NumPy name of the element type.
-    """
-
-    name: str
-    shape: tuple[int | str, ...]
-    dtype: str
 
 
 def parse_input_shapes(text: str | Iterable[str]) -> dict[str, tuple[int | str, ...]]:

@@ -51,6 +51,8 @@ def load_proto(path: Path, limits: Limits) -> tuple[onnx.ModelProto, str]:
         raise ModelError(f"{path}: not an ONNX model, or truncated ({one_line(error, 120)})") from None
     _check_header(path, model)
     _check_counts(path, model, limits)
+    if any(isinstance(text, bytes) for text in _texts(model)):
+        raise ModelError(f"{path}: a name in the model is not UTF-8 text; export it again")
     _load_tensors(path, model, limits, digest)
     return model, digest.hexdigest()
 
@@ -106,6 +108,23 @@ def _check_counts(path: Path, model: onnx.ModelProto, limits: Limits) -> None:
                 raise ModelError(
                     f"{path}: {node_label(node)} has more than {limits.node_inputs} inputs or outputs"
                 )
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
+    """Every name that is read later; protobuf hands out bytes where one is not UTF-8."""
+    yield from (entry.domain for entry in model.opset_import)
+    for graph in walk_graphs(model.graph):
+        yield graph.name
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            yield value.name
+            yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
+        for node in graph.node:
+            yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+            yield from (attribute.name for attribute in node.attribute)
+    for _, tensor in _tensors(model):
+        yield tensor.name
+        for entry in tensor.external_data:
+            yield from (entry.key, entry.value)
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:

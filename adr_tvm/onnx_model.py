@@ -86,21 +86,16 @@ def check_model(
     path, limits = Path(path), limits or Limits()
     where = one_line(path)
     model, sha256 = load_proto(path, limits)
-    try:
-        model.ir_version = max(model.ir_version, 4)  # from 4 on, weights need not be inputs
-        inputs = resolve_inputs(where, model.graph, input_shapes or {}, limits)
-        _check_valid(where, model)
-        outputs = _normalise(where, model, limits)
-    except UnicodeDecodeError as error:
-        raise ModelError(f"{where}: a name in the model is not UTF-8 text ({one_line(error, 100)})") from None
+    model.ir_version = max(model.ir_version, 4)  # from 4 on, weights need not be inputs
+    inputs = resolve_inputs(where, model.graph, input_shapes or {}, limits)
+    _check_valid(where, model)
+    outputs = _normalise(where, model, limits)
     return CheckedModel(path, model, sha256, inputs, outputs, limits)
 
 
 def _check_valid(where: str, model: onnx.ModelProto) -> None:
     try:
         onnx.checker.check_model(_without_weights(model), full_check=True)
-    except UnicodeDecodeError:
-        raise
     except Exception as error:  # ValidationError, InferenceError, ValueError
         raise ModelError(f"{where}: not a valid ONNX model ({first_fault(error)})") from None
 
@@ -140,11 +135,11 @@ def _normalise(where: str, model: onnx.ModelProto, limits: Limits) -> tuple[Tens
         value.type.tensor_type.ClearField("shape")
     shapes = _infer(where, model, limits)
     for _ in range(_MAX_FOLDS):
-        check_nodes(where, graph, shapes, limits)
         if not fold_constants(graph, shapes, model.opset_import[0].version):
             break
         drop_unused(graph)
         shapes = _infer(where, model, limits)
+    check_nodes(where, graph, shapes, limits)
     check_constants(where, graph, shapes, limits)
     explicit_pads(graph, shapes)
     return tuple(_output_spec(value, shapes) for value in graph.output)

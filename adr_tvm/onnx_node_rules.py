@@ -28,6 +28,7 @@ _CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "nearest_mode": ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil"),
     },
+    "RoiAlign": {"mode": ("avg",)},
     "Upsample": {"mode": ("nearest", "linear", "bilinear")},
 }
 
@@ -205,6 +206,21 @@ def _per_channel(
 def _split(node: onnx.NodeProto, attrs: Mapping[str, object], shapes: Shapes, limits: Limits) -> str | None:
     if len(node.output) > MAX_UNROLLED:
         return f"it has {len(node.output)} outputs; at most {MAX_UNROLLED} are supported"
+    if any(0 in shapes.get(name, ()) for name in node.output):
+        return "one of its outputs is empty"
+    return None
+
+
+def _rms(node: onnx.NodeProto, attrs: Mapping[str, object], shapes: Shapes, limits: Limits) -> str | None:
+    data = _shape(node, 0, shapes)
+    if data is None or attrs.get("axis", -1) in (0, -len(data)):
+        return "normalising over all dimensions, the batch included, is not supported"
+    return None
+
+
+def _is_inf(node: onnx.NodeProto, attrs: Mapping[str, object], shapes: Shapes, limits: Limits) -> str | None:
+    if attrs.get("detect_negative", 1) != 1 or attrs.get("detect_positive", 1) != 1:
+        return "telling the signs of infinities apart is not supported"
     return None
 
 
@@ -235,9 +251,11 @@ _RULES: dict[str, Rule] = {
     "Conv": _conv,
     "ConvTranspose": _conv,
     "InstanceNormalization": _per_channel,
+    "IsInf": _is_inf,
     "LRN": _lrn,
     "LpPool": _pool,
     "MaxPool": _pool,
+    "RMSNormalization": _rms,
     "Scatter": _scatter,
     "ScatterElements": _scatter,
     "Split": _split,

@@ -21,7 +21,7 @@ from adr_tvm.schedules.vector_key import mix
 from adr_tvm.settings import ReuseSetting
 
 OWN = -2  # leader of a pixel or row that holds NaN or Inf: itself alone
-NO_PIXEL = -1  # a tap in the padding
+NO_PIXEL = -1  # a tap in the padding, or a pixel of zeros
 TASK_PIXELS = 128
 PROBE_SHARE = 32  # one row in this many is looked at first
 PROBE_DISTINCT = 0.95  # share of distinct rows among them above which the unit runs dense
@@ -181,6 +181,7 @@ def match_rows(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
                     )
         match(pixel_words, pixel_lead, go, U, P, UNLIMITED, leaders)
         for task in T.parallel(B * pixel_tasks):
+            nonzero = T.alloc_buffer((1,), "int32", scope="local")
             image = T.meta_var(task // pixel_tasks)
             u = T.meta_var(image // G)
             if go[u] != 0:
@@ -189,11 +190,14 @@ def match_rows(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
                     other = T.meta_var(pixel_lead[u, image % G * (H * W) + p])
                     if other >= 0:
                         q = T.meta_var(other % (H * W))
+                        nonzero[0] = 0
                         for c in range(C):
-                            if T.reinterpret("int32", X[image, p // W, p % W, c]) != T.reinterpret(
-                                "int32", X[u * G + other // (H * W), q // W, q % W, c]
-                            ):
+                            bits = T.meta_var(T.reinterpret("int32", X[image, p // W, p % W, c]))
+                            nonzero[0] = nonzero[0] | bits
+                            if bits != T.reinterpret("int32", X[u * G + other // (H * W), q // W, q % W, c]):
                                 go[u] = 0
+                        if nonzero[0] == 0:  # equal to padding
+                            pixel_lead[u, image % G * (H * W) + p] = NO_PIXEL
         for task in T.parallel(B * row_tasks):
             word = T.alloc_buffer((1,), "int64", scope="local")
             own = T.alloc_buffer((1,), "int32", scope="local")

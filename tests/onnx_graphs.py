@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
+
+from adr_tvm.errors import ModelError
+from adr_tvm.onnx_model import check_model
 
 Shape = Sequence[int | str]
 
@@ -36,6 +41,31 @@ def weights_of(**shapes: Sequence[int]) -> dict[str, np.ndarray]:
         name: (rng.standard_normal(shape) / max(np.prod(shape[1:]), 1) ** 0.5).astype("float32")
         for name, shape in shapes.items()
     }
+
+
+def save(model: onnx.ModelProto | bytes, folder: Path) -> Path:
+    """Write the model to ``model.onnx`` in the folder."""
+    path = folder / "model.onnx"
+    path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
+    return path
+
+
+def refused(path: Path, *words: str, **kwargs) -> str:
+    """``check_model`` must refuse the file in one line that holds all the words; returns the line."""
+    with pytest.raises(ModelError) as caught:
+        check_model(path, **kwargs)
+    text = str(caught.value)
+    assert "\n" not in text
+    for word in words:
+        assert word in text, text
+    return text
+
+
+def conv(shape=("N", 3, 8, 8), weight=(4, 3, 3, 3), opset=13, bias=None, **attrs) -> onnx.ModelProto:
+    """One convolution of x to y with weights w and perhaps a bias b."""
+    weights = weights_of(w=weight) | ({} if bias is None else {"b": np.zeros(bias, "float32")})
+    node = helper.make_node("Conv", ["x", *weights], ["y"], "conv", **attrs)
+    return make_model([node], {"x": shape}, {"y": [None] * len(shape)}, weights, opset)
 
 
 def classifier(batch: int | str = "N") -> onnx.ModelProto:

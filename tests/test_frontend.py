@@ -202,8 +202,37 @@ def test_unsupported_operators_are_named_at_once(tmp_path, capsys):
 def test_attention_of_opset_23_is_refused(tmp_path):
     node = helper.make_node("Attention", ["q", "q", "q"], ["y"], "attention")
     shape = [1, 2, 4, 8]
-    with pytest.raises(ModelError, match=r"Attention \('attention'\)"):
+    with pytest.raises(ModelError, match=r"Attention \('attention': .*com.microsoft"):
         load(make_model([node], {"q": shape}, {"y": shape}, opset=23), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("operator", "operands", "attrs", "word"),
+    [
+        ("Resize", [None, np.array([1, 1, 0.6, 0.6], "f4")], {"mode": "linear"}, "scale of 0.6 of 6 pixels"),
+        ("Resize", [None, np.array([2, 1, 1, 1], "f4")], {}, "scale of 2 of a dimension"),
+        ("Resize", [None, np.array([1, 1, 2, 2], "f4")], {"antialias": 1}, "antialias"),
+        ("LayerNormalization", [np.ones(7, "f4")], {}, "ONNX says"),
+        ("RMSNormalization", [np.ones((6, 7), "f4")], {"axis": 0}, "all dimensions"),
+        ("Split", [np.array([0, 4])], {"axis": 1}, "empty"),
+    ],
+)
+def test_what_tvm_converts_wrongly_is_refused(operator, operands, attrs, word, tmp_path):
+    weights = {f"w{i}": value for i, value in enumerate(operands) if value is not None}
+    names = ["x", *("" if value is None else f"w{i}" for i, value in enumerate(operands))]
+    outputs = [f"y{i}" for i in range({"LayerNormalization": 3, "Split": 2}.get(operator, 1))]
+    node = helper.make_node(operator, names, outputs, "layer", **attrs)
+    model = make_model([node], {"x": ["N", 4, 6, 7]}, {name: [None] * 4 for name in outputs}, weights, 23)
+    with pytest.raises(ModelError, match="node 'layer'") as caught:
+        load(model, tmp_path)
+    assert word in str(caught.value)
+
+
+def test_shape_as_output(tmp_path):
+    nodes = [helper.make_node("Shape", ["x"], ["y"], "shape")]
+    model = make_model(nodes, {"x": ["N", 3]}, {"y": [2]})
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+    assert run_tvm(load(model, tmp_path), np.zeros((5, 3), "float32")).tolist() == [5, 3]
 
 
 def test_control_flow_is_refused(tmp_path):
@@ -214,7 +243,7 @@ def test_control_flow_is_refused(tmp_path):
         helper.make_node("Cast", ["m"], ["flag"], "cast", to=TensorProto.BOOL),
         helper.make_node("If", ["flag"], ["y"], "choice", then_branch=branch, else_branch=branch),
     ]
-    with pytest.raises(ModelError, match=r"If \('choice'\)"):
+    with pytest.raises(ModelError, match=r"If \('choice': control flow\)"):
         load(make_model(nodes, {"x": [1]}, {"y": [1]}), tmp_path)
 
 

@@ -24,8 +24,9 @@ class Resize(onnx_frontend.OnnxOpConverter):
         for name, value in _IGNORED.items():
             if attr.get(name, value) != value:
                 raise NotImplementedError(f"attribute {name}")
-        present = [None if _is_empty(value) else value for value in inputs]
-        return onnx_frontend.Resize._impl_v18(bb, onnx_frontend.onnx_input(present), attr, params)
+        present = onnx_frontend.onnx_input([None if _is_empty(value) else value for value in inputs])
+        _check_scales(present[0], present[2])
+        return onnx_frontend.Resize._impl_v18(bb, present, attr, params)
 
 
 def resize_asymmetric(bb, data, scales, attr, params) -> relax.Expr:
@@ -35,8 +36,24 @@ def resize_asymmetric(bb, data, scales, attr, params) -> relax.Expr:
         "coordinate_transformation_mode": b"asymmetric",
         "nearest_mode": b"floor",
     }
+    _check_scales(data, scales)
     inputs = onnx_frontend.onnx_input([data, None, scales])
     return onnx_frontend.Resize._impl_v18(bb, inputs, attr, params)
+
+
+def _check_scales(data: relax.Expr, scales: relax.Expr | None) -> None:
+    """TVM resizes by the ratio of the sizes; ONNX by the scale, which differs where the size is rounded."""
+    if scales is None:
+        return
+    if not isinstance(scales, tvm.ir.GenericConst):
+        raise NotImplementedError("scales that are not constant")
+    for dim, scale in zip(data.ty.shape.values, scales.value.numpy().tolist(), strict=True):
+        if isinstance(dim, tvm.tirx.IntImm):
+            size = int(dim) * scale
+            if abs(size - round(size)) > 1e-4 * size:
+                raise NotImplementedError(f"a scale of {scale:g} of {int(dim)} pixels; give sizes instead")
+        elif scale != 1:
+            raise NotImplementedError(f"a scale of {scale:g} of a dimension that is not fixed")
 
 
 def _is_empty(value: relax.Expr | None) -> bool:

@@ -1,0 +1,71 @@
+"""What the commands share: errors turned into one line and an exit code, and the flags for the log.
+
+Importing this module is cheap; it is on the path of ``--help``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from adr_tvm.errors import AdrError
+from adr_tvm.progress import printable, set_verbosity
+
+INTERRUPTED = 130
+
+
+def add_verbosity(parser: argparse.ArgumentParser) -> None:
+    """Add ``-v`` and ``-q``."""
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="log more; tracebacks of errors")
+    parser.add_argument("-q", "--quiet", action="count", default=0, help="log warnings only, no progress")
+
+
+def run_cli(
+    main: Callable[[argparse.Namespace], int | None],
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse the command line and run a command; nothing it raises gets past here.
+
+    The traceback of an error is shown only with ``-v`` or where the environment has ``ADR_DEBUG=1``.
+
+    Args:
+        main: the command; takes the parsed arguments, returns the exit code (None is 0).
+        parser: of the command line; with ``add_verbosity``.
+        argv: the arguments; None: the process's.
+
+    Returns:
+        The exit code: the command's own, the error's (``adr_tvm.errors``), 1 after an unexpected error, 130
+        after Ctrl-C.
+    """
+    arguments = parser.parse_args(argv)
+    level = getattr(arguments, "verbose", 0) - getattr(arguments, "quiet", 0)
+    set_verbosity(level)
+    debug = level > 0 or os.environ.get("ADR_DEBUG", "0") not in ("", "0")
+    try:
+        code = main(arguments) or 0
+        sys.stdout.flush()  # here, so that a reader who has gone is met here
+        return code
+    except AdrError as error:
+        _tell(parser.prog, str(error), debug)
+        return error.exit_code
+    except KeyboardInterrupt:
+        _tell(parser.prog, "interrupted", debug)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our results (``| head``) has had enough; Python would complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        _tell(parser.prog, f"internal error: {what} (run again with -v for the traceback)", debug)
+        return 1
+
+
+def _tell(prog: str, message: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(f"{prog}: error: {printable(' '.join(message.split()))}", file=sys.stderr)

@@ -1,0 +1,111 @@
+"""The dense network against ONNX Runtime, before anything is approximated: the importer's and kernels' own error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from adr_tvm.calibration import CalibrationSet
+from adr_tvm.onnx_limits import one_line
+from adr_tvm.onnx_model import CheckedModel, TensorSpec
+
+TOLERANCE = 1e-4
+"""Largest relative error that rounding explains; the light ImageNet networks stay below 1e-5."""
+SAMPLES = 4
+
+Inputs = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class DenseCheck:
+    """What the comparison found.
+
+    Attributes:
+        error: max |a - b| / max |b| over the outputs, the largest of them; None where it could not be made.
+        note: for the report: why not, or that the error is large; empty if all is well.
+    """
+
+    error: float | None
+    note: str = ""
+
+
+def check_dense(executable: Any, checked: CheckedModel, inputs: Inputs) -> DenseCheck:
+    """Run ``main`` of a dense library and the ONNX file under ONNX Runtime on the same inputs.
+
+    Args:
+        executable: built from the canonical module.
+        checked: the model; its file is read again, so that our own normalisation is under test too.
+        inputs: by name, [b, ...] each.
+    """
+    expected = _onnxruntime(checked, inputs)
+    if isinstance(expected, str):
+        return DenseCheck(None, f"not compared with ONNX Runtime, which cannot run this model: {expected}")
+    import tvm
+    from tvm import relax
+
+    tensors = [tvm.runtime.tensor(inputs[spec.name]) for spec in checked.inputs]
+    found = relax.VirtualMachine(executable, tvm.cpu())["main"](*tensors)
+    outputs = [found] if len(checked.outputs) == 1 else list(found)
+    errors = [relative_error(a.numpy(), b) for a, b in zip(outputs, expected, strict=True)]
+    error = max(errors)
+    if error <= TOLERANCE:
+        return DenseCheck(error)
+    worst = checked.outputs[errors.index(error)].name
+    return DenseCheck(
+        error,
+        f"the dense network differs from ONNX Runtime by {error:.2g} of the largest value of output {worst!r}, "
+        "more than rounding explains: check the results before use",
+    )
+
+
+def relative_error(a: np.ndarray, b: np.ndarray) -> float:
+    """max |a - b| / max |b| of two arrays, infinite where one is finite and the other is not, or shapes differ."""
+    if a.shape != b.shape:
+        return float("inf")
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    finite = np.isfinite(b)
+    if not np.array_equal(finite, np.isfinite(a)):
+        return float("inf")
+    difference, scale = (float(np.abs(v[finite]).max(initial=0.0)) for v in (a - b, b))
+    return difference / scale if scale else float("inf") if difference else 0.0
+
+
+def some_inputs(specs: Sequence[TensorSpec], calibration: CalibrationSet | None, seed: int) -> Inputs:
+    """A few samples to compare on: calibration data where there are any, else seeded random numbers.
+
+    A free batch becomes ``SAMPLES``; samples are repeated where a fixed one is larger than what there is.
+    """
+    batch = next((s.shape[0] for s in specs if s.shape and isinstance(s.shape[0], int)), SAMPLES)
+    if calibration is not None:
+        samples, _ = next(iter(calibration))
+        return {name: array[np.arange(int(batch)) % len(array)] for name, array in samples.items()}
+    rng = np.random.default_rng(seed)
+    return {spec.name: _random(spec, int(batch), rng) for spec in specs}
+
+
+def _random(spec: TensorSpec, batch: int, rng: np.random.Generator) -> np.ndarray:
+    shape = [dim if isinstance(dim, int) else batch for dim in spec.shape]
+    if spec.dtype == "float32":
+        return rng.standard_normal(shape, np.float32)
+    return rng.integers(0, 2, shape).astype(spec.dtype)  # whatever they index has an entry 0 and 1, nearly always
+
+
+def _onnxruntime(checked: CheckedModel, inputs: Inputs) -> list[np.ndarray] | str:
+    """Its outputs, or why it has none."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    try:
+        session = onnxruntime.InferenceSession(
+            str(checked.path), options, providers=["CPUExecutionProvider"]
+        )
+        run_options = onnxruntime.RunOptions()
+        run_options.log_severity_level = 4
+        return session.run([spec.name for spec in checked.outputs], dict(inputs), run_options)
+    except Exception as error:  # its own classes, one for each status, derive from Exception alone
+        return one_line(error, 200)

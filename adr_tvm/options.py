@@ -1,0 +1,158 @@
+"""The options of a compile run: the command line's and the library's are the same.
+
+Nothing heavy is imported here: the command line reads the defaults for its help.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adr_tvm.errors import UsageError
+from adr_tvm.settings import GRANULARITIES, HASH_FAMILIES, MAX_BITS, SCOPES
+from adr_tvm.targets import find_target
+
+if TYPE_CHECKING:
+    from adr_tvm.plan import ReusePlan
+
+METRIC_NAMES = ("auto", "top1", "agreement", "psnr", "nmse")
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """What to compile for, how accurate it must stay and what may be tried.
+
+    Attributes:
+        target: one of ``adr_tvm.targets``.
+        input_shapes: shapes to fix, by input name; a name as first dimension leaves the batch symbolic.
+        labels_name: array of the calibration data that holds the class labels.
+        metric: what the accuracy budget is measured in; ``auto`` is top1 with labels, else agreement for
+            classifiers, psnr if ``min_psnr`` is given, else nmse.
+        max_drop: budget: largest drop of top1 or agreement, as a fraction; for nmse its largest value.
+        min_psnr: budget for psnr: its smallest value, in dB.
+        lossless: allow bit-identical reuse only.
+        skip: layers whose name one of these regular expressions finds stay dense; wins over ``only``.
+        only: layers whose name none of these finds stay dense; empty allows all.
+        plan: a plan (or its file or folder) to apply in place of a search.
+        timings: file of measured times to search with in place of measuring.
+        granularity, L, H, hash, scope: narrow the search to these; see ``ReuseSetting``.
+        seed: everything random derives from it.
+        threads: at compile time's measurements; None: all of this machine.
+        time_budget: seconds after which the search takes the best it has; None: no limit.
+        batch_size: samples in a calibration batch; None: the model's own, 32 where it is free.
+        min_speedup: goal for dense time / reuse time of the network.
+        dump_ir: folder that takes the module after each pass.
+
+    Raises:
+        UsageError: a value out of range, or options that contradict each other.
+    """
+
+    target: str = "cpu"
+    input_shapes: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
+    labels_name: str | None = None
+    metric: str = "auto"
+    max_drop: float = 0.01
+    min_psnr: float | None = None
+    lossless: bool = False
+    skip: Sequence[str] = ()
+    only: Sequence[str] = ()
+    plan: ReusePlan | str | Path | None = None
+    timings: str | Path | None = None
+    granularity: str | None = None
+    L: int | None = None
+    H: int | None = None
+    hash: str | None = None
+    scope: str | None = None
+    seed: int = 0
+    threads: int | None = None
+    time_budget: float | None = None
+    batch_size: int | None = None
+    min_speedup: float | None = None
+    dump_ir: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        find_target(self.target)
+        self._check_numbers()
+        self._check_words()
+        self._check_metric()
+        self._check_search()
+
+    @property
+    def narrowed(self) -> dict[str, object]:
+        """The options that narrow the search, by flag, with their values."""
+        named = {
+            "--granularity": self.granularity,
+            "--L": self.L,
+            "--H": self.H,
+            "--hash": self.hash,
+            "--scope": self.scope,
+        }
+        return {flag: value for flag, value in named.items() if value is not None}
+
+    def _check_numbers(self) -> None:
+        for flag, value, lowest, highest in (
+            ("--max-drop", self.max_drop, 0, 1),
+            ("--L", self.L, 1, None),
+            ("--H", self.H, 1, MAX_BITS),
+            ("--seed", self.seed, 0, 2**63 - 1),
+            ("--threads", self.threads, 1, 1024),
+            ("--batch-size", self.batch_size, 1, None),
+        ):
+            if value is not None and not (value >= lowest and (highest is None or value <= highest)):
+                to = "or more" if highest is None else f"to {highest}"
+                raise UsageError(f"{flag} is {value}, expected {lowest} {to}")
+        for flag, number in (("--time-budget", self.time_budget), ("--min-speedup", self.min_speedup)):
+            if number is not None and not (number > 0 and math.isfinite(number)):
+                raise UsageError(f"{flag} is {number}, expected more than 0")
+        if self.min_psnr is not None and not math.isfinite(self.min_psnr):
+            raise UsageError(f"--min-psnr is {self.min_psnr}, expected a number of dB")
+
+    def _check_words(self) -> None:
+        for flag, value, allowed in (
+            ("--metric", self.metric, METRIC_NAMES),
+            ("--granularity", self.granularity, GRANULARITIES),
+            ("--hash", self.hash, HASH_FAMILIES),
+            ("--scope", self.scope, SCOPES),
+        ):
+            if value is not None and value not in allowed:
+                raise UsageError(f"{flag} is {value!r}, expected one of {', '.join(allowed)}")
+        for flag, patterns in (("--skip", self.skip), ("--only", self.only)):
+            for pattern in patterns:
+                try:
+                    re.compile(pattern)
+                except (re.error, RecursionError, OverflowError) as error:
+                    raise UsageError(f"{flag} {pattern!r} is not a regular expression: {error}") from None
+
+    def _check_metric(self) -> None:
+        if self.metric == "psnr" and self.min_psnr is None:
+            raise UsageError("--metric psnr needs its floor in dB: add --min-psnr, such as --min-psnr 40")
+        if self.min_psnr is not None and self.metric not in ("auto", "psnr"):
+            raise UsageError(f"--min-psnr is for --metric psnr, not for {self.metric}: use --max-drop")
+        if self.metric == "top1" and self.labels_name is None:
+            raise UsageError("--metric top1 needs class labels: add --labels-name, or use --metric agreement")
+
+    def _check_search(self) -> None:
+        if self.plan is not None:
+            searching = [*self.narrowed]
+            searching += ["--lossless"] if self.lossless else []
+            searching += [flag for flag, on in (("--skip", self.skip), ("--only", self.only)) if on]
+            searching += ["--time-budget"] if self.time_budget is not None else []
+            if searching:
+                raise UsageError(
+                    f"{' and '.join(searching)} cannot go with --plan, which decides all layers: "
+                    "edit the plan or search without it"
+                )
+        if self.lossless:
+            for flag, value in self.narrowed.items():
+                if value not in ("exact", "row") and flag != "--scope":
+                    raise UsageError(f"{flag} {value} cannot go with --lossless, which is row with exact")
+        if self.hash == "learned":
+            raise UsageError("--hash learned needs planes trained with the network: give them by --plan")
+        if self.hash == "exact" and self.H is not None:
+            raise UsageError("--H cannot go with --hash exact, which has no hash bits")
+        if self.granularity == "row" and self.L is not None:
+            raise UsageError("--L cannot go with --granularity row, whose vectors are whole rows")
