@@ -20,6 +20,11 @@ def cpu_target(mcpu: str | None = None) -> tvm.target.Target:
     return tvm.target.Target({"kind": "llvm", "mcpu": mcpu or host_cpu()})
 
 
+def cpu_features(target: tvm.target.Target) -> list[str]:
+    """LLVM's names of the features that code for a CPU target may use."""
+    return [str(name) for name in tvm.target.codegen.llvm_get_cpu_features(target)]
+
+
 def relax_functions(mod: tvm.IRModule) -> Iterator[tuple[Any, relax.Function]]:
     """(global variable, function) of the Relax functions of a module, PrimFuncs left out."""
     for gv, func in mod.functions_items():
@@ -57,8 +62,8 @@ def constant(expr: Any) -> np.ndarray | None:
     return expr.value.numpy() if isinstance(expr, tvm.ir.GenericConst) else None
 
 
-def static_shape(expr: Any) -> tuple[int | None, ...]:
-    """Dimensions of a tensor expression, None where symbolic."""
+def static_shape(expr: Any) -> tuple[Any, ...]:
+    """Dimensions of a tensor expression as ints, None where symbolic."""
     return tuple(int(d) if isinstance(d, tvm.tirx.IntImm) else None for d in expr.ty.shape)
 
 

@@ -31,9 +31,7 @@ def build_module(mod: tvm.IRModule, target: Target, dump: Path | None = None) ->
     return tvm.compile(lowered, target, relax_pipeline=tvm.transform.Sequential([]))
 
 
-def build_plan(
-    mod: tvm.IRModule, plan: ReusePlan, target: Target, dump: Path | None = None
-) -> tvm.runtime.Executable:
+def build_plan(mod: tvm.IRModule, plan: ReusePlan, target: Target, dump: Path | None = None) -> tvm.runtime.Executable:
     """Compile a canonical module under a plan, with the entries ``main``, ``dense`` and, if it reuses, ``main_counts``.
 
     Raises:

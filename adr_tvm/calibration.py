@@ -25,6 +25,8 @@ def open_calibration(
     inputs: Sequence[InputSpec],
     labels_name: str | None,
     batch_size: int,
+    whole_batches: bool = False,
+    halves: bool = True,
 ) -> CalibrationSet:
     """Open and check calibration data.
 
@@ -41,6 +43,8 @@ def open_calibration(
         labels_name: name of the labels [n], whole numbers from 0 (in a folder: of the file ``<name>.npy``);
             None: there are none.
         batch_size: samples in a batch; the last batch may be smaller.
+        whole_batches: leave out the samples that do not fill a batch, for models whose batch is fixed.
+        halves: whether there must be enough to ``split``.
 
     Raises:
         DataError: the data are missing, damaged, empty, or do not fit the model.
@@ -50,14 +54,14 @@ def open_calibration(
         raise UsageError(f"the batch size is {batch_size}, expected at least 1")
     expected = [Expected(spec) for spec in inputs]
     opened = _open(source, expected, labels_name)
-    if opened.count < 2:
-        found = "no sample" if opened.count == 0 else "one sample"
-        raise DataError(
-            f"the calibration data hold {found}: give at least 2, one to plan with and one to check with"
-        )
+    needed = (2 if halves else 1) * (batch_size if whole_batches else 1)
+    if opened.count < needed:
+        found = {0: "no sample", 1: "one sample"}.get(opened.count, f"{opened.count} samples")
+        use = ", half to plan with, half to check" if halves else ""
+        raise DataError(f"the calibration data hold {found}: give at least {needed}{use}")
     _check_finite(opened, batch_size)
     labels = None if opened.labels is None else _checked_labels(opened.labels, opened.count)
-    return CalibrationSet(opened, labels, batch_size, np.arange(opened.count))
+    return CalibrationSet(opened, labels, batch_size, np.arange(opened.count), whole_batches)
 
 
 class CalibrationSet:
@@ -72,11 +76,19 @@ class CalibrationSet:
     """
 
     def __init__(
-        self, source: Source, labels: np.ndarray | None, batch_size: int, chosen: np.ndarray
+        self,
+        source: Source,
+        labels: np.ndarray | None,
+        batch_size: int,
+        chosen: np.ndarray,
+        whole_batches: bool = False,
     ) -> None:
+        if whole_batches:
+            chosen = chosen[: len(chosen) // batch_size * batch_size]
         self._source = source
         self._all_labels = labels
         self._chosen = chosen
+        self._whole_batches = whole_batches
         self.batch_size = batch_size
         self.labels = None if labels is None else labels[chosen]
 
@@ -124,12 +136,11 @@ class CalibrationSet:
         return self._subset(planning), self._subset(held_back)
 
     def _subset(self, positions: np.ndarray) -> CalibrationSet:
-        return CalibrationSet(self._source, self._all_labels, self.batch_size, self._chosen[positions])
+        chosen = self._chosen[positions]
+        return CalibrationSet(self._source, self._all_labels, self.batch_size, chosen, self._whole_batches)
 
 
-def _open(
-    source: str | Path | Sample | Iterable[Sample], expected: list[Expected], labels_name: str | None
-) -> Source:
+def _open(source: str | Path | Sample | Iterable[Sample], expected: list[Expected], labels_name: str | None) -> Source:
     if isinstance(source, (str, Path)):
         path = Path(source)
         if path.is_dir():
@@ -140,17 +151,13 @@ def _open(
             return NpzSource(path, expected, labels_name)
         if path.suffix == ".npy":
             return NpySource([path], expected, labels_name)
-        raise DataError(
-            f"calibration data {path}: expected an .npz file, an .npy file or a folder of .npy files"
-        )
+        raise DataError(f"calibration data {path}: expected an .npz file, an .npy file or a folder of .npy files")
     if isinstance(source, (np.ndarray, Mapping)):
         source = [source]
     if isinstance(source, (list, tuple)):
         return ItemSource(source, expected, labels_name)
     if not isinstance(source, Iterable):
-        raise DataError(
-            f"calibration data are a {type(source).__name__}: expected a path or an iterable of arrays"
-        )
+        raise DataError(f"calibration data are a {type(source).__name__}: expected a path or an iterable of arrays")
     return SpooledSource(source, expected, labels_name)
 
 
@@ -170,9 +177,7 @@ def _check_finite(source: Source, batch_size: int) -> None:
 
 def _checked_labels(labels: np.ndarray, count: int) -> np.ndarray:
     if labels.shape != (count,):
-        raise DataError(
-            f"the labels have shape {list(labels.shape)}, expected [{count}]: one for each sample"
-        )
+        raise DataError(f"the labels have shape {list(labels.shape)}, expected [{count}]: one for each sample")
     if not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"the labels are {labels.dtype}, expected whole numbers (class indices)")
     labels = labels.astype(np.int64)

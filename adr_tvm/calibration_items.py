@@ -97,9 +97,7 @@ def _checked_items(
             item = {expected[0].name: item}
         names = [each.name for each in expected] + ([] if labels_name is None else [labels_name])
         if not isinstance(item, Mapping):
-            raise DataError(
-                f"{where} is a {type(item).__name__}: expected a dict of arrays {', '.join(names)}"
-            )
+            raise DataError(f"{where} is a {type(item).__name__}: expected a dict of arrays {', '.join(names)}")
         missing = [name for name in names if name not in item]
         if missing:
             raise DataError(f"{where} has no {missing[0]!r}: it has {', '.join(map(str, item)) or 'nothing'}")
@@ -112,9 +110,7 @@ def _checked_items(
             each.check(block[each.name].shape, block[each.name].dtype, where)
         labels = None if labels_name is None else np.atleast_1d(item[labels_name])
         if labels is not None and labels.ndim != 1:
-            raise DataError(
-                f"{where}: the labels have shape {list(labels.shape)}, expected one for each sample"
-            )
+            raise DataError(f"{where}: the labels have shape {list(labels.shape)}, expected one for each sample")
         sizes = {name: len(array) for name, array in block.items()} | (
             {} if labels is None else {names[-1]: len(labels)}
         )

@@ -61,15 +61,11 @@ class Expected:
     def __init__(self, spec: InputSpec) -> None:
         self.name = spec.name
         if len(spec.shape) == 0:
-            raise DataError(
-                f"input {spec.name!r} of the model has no batch dimension: it cannot be calibrated"
-            )
+            raise DataError(f"input {spec.name!r} of the model has no batch dimension: it cannot be calibrated")
         try:
             self.dtype = np.dtype(spec.dtype)
         except TypeError as error:
-            raise DataError(
-                f"input {spec.name!r} of the model is {spec.dtype}, which NumPy does not have"
-            ) from error
+            raise DataError(f"input {spec.name!r} of the model is {spec.dtype}, which NumPy does not have") from error
         self._dims = tuple(int(d) if isinstance(d, Integral) and int(d) > 0 else None for d in spec.shape[1:])
 
     def __str__(self) -> str:
@@ -114,9 +110,7 @@ class NpzSource:
         try:
             with zipfile.ZipFile(path) as archive:
                 names = [entry.removesuffix(".npy") for entry in archive.namelist() if entry.endswith(".npy")]
-                self._members = {
-                    item.name: self._member_for(item, expected, names, labels_name) for item in expected
-                }
+                self._members = {item.name: self._member_for(item, expected, names, labels_name) for item in expected}
                 counts = {name: self._open_input(archive, name, expected) for name in self._members}
                 self.labels = None if labels_name is None else self._read_labels(archive, names, labels_name)
         except _DAMAGED as error:
@@ -131,8 +125,7 @@ class NpzSource:
             with ExitStack() as stack:
                 archive = stack.enter_context(zipfile.ZipFile(self._path))
                 members = {
-                    name: stack.enter_context(_Member(archive, member))
-                    for name, member in self._members.items()
+                    name: stack.enter_context(_Member(archive, member)) for name, member in self._members.items()
                 }
                 for start in range(0, self.count, size):
                     count = min(size, self.count - start)
@@ -143,9 +136,7 @@ class NpzSource:
     def where(self, index: int) -> str:
         return str(index)
 
-    def _member_for(
-        self, item: Expected, expected: list[Expected], names: list[str], labels_name: str | None
-    ) -> str:
+    def _member_for(self, item: Expected, expected: list[Expected], names: list[str], labels_name: str | None) -> str:
         others = [name for name in names if name != labels_name]
         if item.name in others:
             return item.name
@@ -157,9 +148,7 @@ class NpzSource:
 
     def _open_input(self, archive: zipfile.ZipFile, name: str, expected: list[Expected]) -> int:
         with _Member(archive, self._members[name]) as member:
-            next(item for item in expected if item.name == name).check(
-                member.shape, member.dtype, str(self._path)
-            )
+            next(item for item in expected if item.name == name).check(member.shape, member.dtype, str(self._path))
             member.check_length()
             return member.shape[0]
 
@@ -168,9 +157,7 @@ class NpzSource:
             raise DataError(f"{self._path} has no labels {labels_name!r}: it has {', '.join(names)}")
         with _Member(archive, labels_name) as member:
             if member.dtype.hasobject or len(member.shape) != 1:
-                raise DataError(
-                    f"{self._path}: the labels {labels_name!r} are not one whole number for each sample"
-                )
+                raise DataError(f"{self._path}: the labels {labels_name!r} are not one whole number for each sample")
             member.check_length()
             return member.read(member.shape[0])
 
@@ -185,9 +172,7 @@ class _Member:
             raise ValueError(f"array {name!r} uses a compression that NumPy does not write")
         self._stream: IO[bytes] = archive.open(entry)
         version = np.lib.format.read_magic(self._stream)
-        read_header = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         self.shape, fortran, self.dtype = read_header(self._stream)
         if fortran and len(self.shape) > 1:
             raise ValueError(f"array {name!r} is in Fortran order: save numpy.ascontiguousarray of it")
@@ -202,9 +187,7 @@ class _Member:
     def check_length(self) -> None:
         """The header must not promise more than there is."""
         if self._stored != int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize:
-            raise ValueError(
-                f"array {self.name!r} says shape {list(self.shape)} but has {self._stored} bytes of data"
-            )
+            raise ValueError(f"array {self.name!r} says shape {list(self.shape)} but has {self._stored} bytes of data")
 
     def read(self, count: int) -> np.ndarray:
         """The next ``count`` samples, [count, ...]."""

@@ -81,8 +81,7 @@ def scatter(layer: LayerResult) -> Scatter | None:
         Point(
             x(time_ms),
             y(error),
-            f"{setting_text(each.setting)}: {milliseconds(time_ms)} ms, NMSE {number(error)}, "
-            f"r_c {percent(each.r_c)}",
+            f"{setting_text(each.setting)}: {milliseconds(time_ms)} ms, NMSE {number(error)}, r_c {percent(each.r_c)}",
             each.chosen,
             each.pareto,
         )

@@ -1,4 +1,4 @@
-"""The dense network against ONNX Runtime, before anything is approximated: the importer's and kernels' own error."""
+"""The dense network against ONNX Runtime: the error of importing and of the kernels, apart from reuse."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def check_dense(executable: Any, checked: CheckedModel, inputs: Inputs) -> Dense
     worst = checked.outputs[errors.index(error)].name
     return DenseCheck(
         error,
-        f"the dense network differs from ONNX Runtime by {error:.2g} of the largest value of output {worst!r}, "
-        "more than rounding explains: check the results before use",
+        f"output {worst!r} of the dense network differs from ONNX Runtime's by {error:.2g} of its largest "
+        "value, more than rounding explains: check the results before use",
     )
 
 
 def relative_error(a: np.ndarray, b: np.ndarray) -> float:
-    """max |a - b| / max |b| of two arrays, infinite where one is finite and the other is not, or shapes differ."""
+    """max |a - b| / max |b|; infinite if shapes differ, or one is finite where the other is not."""
     if a.shape != b.shape:
         return float("inf")
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
@@ -101,9 +101,7 @@ def _onnxruntime(checked: CheckedModel, inputs: Inputs) -> list[np.ndarray] | st
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     try:
-        session = onnxruntime.InferenceSession(
-            str(checked.path), options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(str(checked.path), options, providers=["CPUExecutionProvider"])
         run_options = onnxruntime.RunOptions()
         run_options.log_severity_level = 4
         return session.run([spec.name for spec in checked.outputs], dict(inputs), run_options)

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class AdrError(Exception):
     """Base of all expected errors. The message is one line: what, why and the way on."""
@@ -32,9 +34,13 @@ class DataError(AdrError):
 
 
 class GoalUnmetError(AdrError):
-    """A stated goal (``--min-speedup``) was not reached; the best result was written."""
+    """A stated goal (``--min-speedup``) was not reached; the best result was written and is ``result``."""
 
     exit_code = 4
+
+    def __init__(self, message: str, result: Any = None) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class MissingDependencyError(AdrError):

@@ -127,9 +127,7 @@ def accuracy_text(result: NetworkResult) -> str:
 
 def reused_text(result: NetworkResult) -> str:
     """ "1 of 5 layers reused"."""
-    return (
-        f"{len(result.reused)} of {len(result.layers)} layer{'' if len(result.layers) == 1 else 's'} reused"
-    )
+    return f"{len(result.reused)} of {len(result.layers)} layer{'' if len(result.layers) == 1 else 's'} reused"
 
 
 def summary_line(result: NetworkResult) -> str:

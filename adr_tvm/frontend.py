@@ -119,6 +119,14 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         super().__init__({}, "float32")
         self._limits = limits
 
+    def from_onnx(self, graph, opset):
+        try:
+            return super().from_onnx(graph, opset)
+        except Exception:
+            if self.position != "inputs":
+                self.bb._end_block()  # TVM warns on stderr about a block left open
+            raise
+
     def _construct_nodes(self, graph):
         self._by_name = {node.name: node for node in graph.node}
         self._shapes = {value.name: value for value in (*graph.value_info, *graph.output)}
@@ -155,9 +163,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         value = self._shapes.get(name)
         if value is None or not value.type.tensor_type.HasField("shape"):
             return
-        expected = [
-            dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim
-        ]
+        expected = [dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim]
         if len(got) != len(expected) or any(
             a != b for a, b in zip(got, expected, strict=True) if a is not None and b is not None
         ):
@@ -196,7 +202,8 @@ class _SpanBuilder:
         return self._builder.normalize(self._bind(expr))
 
     def emit(self, expr: relax.Expr, name_hint: str = "") -> relax.Var:
-        return self._builder.emit(self._bind(expr), name_hint)
+        bound = self._bind(expr)
+        return bound if isinstance(bound, relax.Var) else self._builder.emit(bound, name_hint)
 
     def emit_te(self, func, *args, **kwargs) -> relax.Var:
         return self.normalize(self._builder.call_te(func, *args, **kwargs))

@@ -37,12 +37,16 @@ class ConvGeometry:
     @property
     def OH(self) -> int:
         """Output rows."""
-        return (self.H + self.padding[0] + self.padding[2] - self.dilation[0] * (self.KH - 1) - 1) // self.strides[0] + 1
+        return (self.H + self.padding[0] + self.padding[2] - self.dilation[0] * (self.KH - 1) - 1) // self.strides[
+            0
+        ] + 1
 
     @property
     def OW(self) -> int:
         """Output columns."""
-        return (self.W + self.padding[1] + self.padding[3] - self.dilation[1] * (self.KW - 1) - 1) // self.strides[1] + 1
+        return (self.W + self.padding[1] + self.padding[3] - self.dilation[1] * (self.KW - 1) - 1) // self.strides[
+            1
+        ] + 1
 
     @property
     def K(self) -> int:

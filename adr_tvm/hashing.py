@@ -47,9 +47,7 @@ class HashPlanes:
         return (bits @ (1 << np.arange(bits.shape[2], dtype=np.int64))).T
 
 
-def make_planes(
-    family: str, H: int, statistics: VectorStatistics, seed: int, center: bool = True
-) -> HashPlanes | None:
+def make_planes(family: str, H: int, statistics: VectorStatistics, seed: int, center: bool = True) -> HashPlanes | None:
     """Planes with H bits fitted to calibration statistics; None for ``exact``, which has none.
 
     The planes of ``gaussian`` for H bits are the first H of those for more bits; the bits of ``pca`` are not
@@ -73,9 +71,7 @@ def make_planes(
     raise ValueError(f"no planes can be made for family {family!r}, expected gaussian, pca or exact")
 
 
-def learned_planes(
-    planes: np.ndarray, segments: int, length: int, thresholds: np.ndarray | None = None
-) -> HashPlanes:
+def learned_planes(planes: np.ndarray, segments: int, length: int, thresholds: np.ndarray | None = None) -> HashPlanes:
     """Given planes [L, H], [1, L, H] or [S, L, H] and thresholds [H], [1, H] or [S, H] (None: 0).
 
     The zero padding of a shorter last segment meets the last rows of the planes, to no effect.

@@ -1,4 +1,4 @@
-"""The layers of a canonical network as a user meets them: name, operator, shapes, work, why not a candidate."""
+"""The layers of a canonical network as a user meets them: name, shapes, work, and why not a candidate."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ def list_layers(mod: tvm.IRModule, rules: CandidateRules) -> list[Layer]:
 def _describe(candidate: Candidate) -> Layer:
     geometry = candidate.geometry
     if geometry is not None:
-        return Layer(
-            candidate.layer, candidate.kind, geometry_text(geometry), geometry.macs, candidate.reason
-        )
+        return Layer(candidate.layer, candidate.kind, geometry_text(geometry), geometry.macs, candidate.reason)
     x, w, y = (static_shape(e) for e in (*candidate.call.args[:2], candidate.call))
     outputs = math.prod(d for d in y[1:] if d)
     if is_op(candidate.call, "relax.matmul"):

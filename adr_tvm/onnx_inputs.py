@@ -85,9 +85,7 @@ def resolve_inputs(
     return specs
 
 
-def _resolve(
-    where: str, value: onnx.ValueInfoProto, given: Sequence[int | str] | None, limits: Limits
-) -> TensorSpec:
+def _resolve(where: str, value: onnx.ValueInfoProto, given: Sequence[int | str] | None, limits: Limits) -> TensorSpec:
     label = f"{where}: input {quoted(value.name)}"
     tensor = value.type.tensor_type
     if not value.type.HasField("tensor_type") or type_name(tensor.elem_type) not in INPUT_TYPES:
@@ -101,9 +99,7 @@ def _resolve(
         _check_given(label, declared, given)
     for axis, dim in enumerate(shape):
         if not isinstance(dim, int) and axis > 0:
-            fix = ",".join(
-                str(d) if isinstance(d, int) else "1" if not i else "224" for i, d in enumerate(shape)
-            )
+            fix = ",".join(str(d) if isinstance(d, int) else "1" if not i else "224" for i, d in enumerate(shape))
             called = f" ({quoted(dim)})" if dim else ""
             raise ModelError(
                 f"{label}: dimension {axis}{called} is free, only the first (the batch) may be; "
@@ -121,17 +117,12 @@ def _declared_shape(value: onnx.ValueInfoProto) -> list[Dim] | None:
     """The shape in the file; exporters write 0 or -1 as well as a name for a free dimension."""
     if not value.type.tensor_type.HasField("shape"):
         return None
-    return [
-        dim.dim_value if dim.dim_value > 0 else dim.dim_param or None
-        for dim in value.type.tensor_type.shape.dim
-    ]
+    return [dim.dim_value if dim.dim_value > 0 else dim.dim_param or None for dim in value.type.tensor_type.shape.dim]
 
 
 def _check_given(label: str, declared: Sequence[Dim], given: Sequence[int | str]) -> None:
     if len(given) != len(declared):
-        raise ModelError(
-            f"{label} has {len(declared)} dimensions, --input-shapes gives {len(given)} ({list(given)})"
-        )
+        raise ModelError(f"{label} has {len(declared)} dimensions, --input-shapes gives {len(given)} ({list(given)})")
     for axis, (fixed, dim) in enumerate(zip(declared, given, strict=True)):
         if isinstance(fixed, int) and dim != fixed:
             raise ModelError(f"{label}: dimension {axis} is {fixed} in the model, --input-shapes gives {dim}")

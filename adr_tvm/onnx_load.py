@@ -83,9 +83,7 @@ def _check_header(path: Path, model: onnx.ModelProto) -> None:
         raise ModelError(f"{path}: IR version {model.ir_version} is not supported; export the model again")
     versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     if len(versions) != 1:
-        raise ModelError(
-            f"{path}: names {len(versions)} versions of the standard opset; exactly one is needed"
-        )
+        raise ModelError(f"{path}: names {len(versions)} versions of the standard opset; exactly one is needed")
     if not MIN_OPSET <= versions[0] <= MAX_OPSET:
         raise ModelError(
             f"{path}: opset {versions[0]} is not supported; export the model with an opset from "
@@ -105,9 +103,7 @@ def _check_counts(path: Path, model: onnx.ModelProto, limits: Limits) -> None:
             raise ModelError(f"{path}: sparse initializers are not supported; export dense weights")
         for node in graph.node:
             if max(len(node.input), len(node.output)) > limits.node_inputs:
-                raise ModelError(
-                    f"{path}: {node_label(node)} has more than {limits.node_inputs} inputs or outputs"
-                )
+                raise ModelError(f"{path}: {node_label(node)} has more than {limits.node_inputs} inputs or outputs")
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
@@ -166,9 +162,7 @@ def _load_external(path: Path, where: str, tensor: onnx.TensorProto, size: int, 
         target = (folder / location).resolve(strict=True)
         info = target.stat()
     except (OSError, ValueError, RuntimeError):
-        raise ModelError(
-            f"{where}: the external data file {quoted(location)} is missing in {folder}"
-        ) from None
+        raise ModelError(f"{where}: the external data file {quoted(location)} is missing in {folder}") from None
     if not target.is_relative_to(folder):
         raise ModelError(f"{where}: external data at {quoted(location)} lead outside the model's folder")
     if not stat.S_ISREG(info.st_mode) or info.st_size > limits.file_bytes:
@@ -178,9 +172,7 @@ def _load_external(path: Path, where: str, tensor: onnx.TensorProto, size: int, 
         )
     length = entries.get("length", str(info.st_size))
     if not (length.isascii() and length.isdigit()) or int(length) != size:
-        raise ModelError(
-            f"{where}: its external data have {one_line(length, 20)} bytes, its shape needs {size}"
-        )
+        raise ModelError(f"{where}: its external data have {one_line(length, 20)} bytes, its shape needs {size}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -194,9 +186,7 @@ def _check_values(where: str, tensor: onnx.TensorProto, size: int) -> None:
     if tensor.HasField("segment"):
         raise ModelError(f"{where} is stored in segments, which is not supported")
     if tensor.HasField("raw_data") and len(tensor.raw_data) != size:
-        raise ModelError(
-            f"{where} has {len(tensor.raw_data)} bytes of data, its shape needs {size}; truncated?"
-        )
+        raise ModelError(f"{where} has {len(tensor.raw_data)} bytes of data, its shape needs {size}; truncated?")
     try:
         values = onnx.numpy_helper.to_array(tensor)
     except Exception as error:  # to_array raises whatever NumPy does

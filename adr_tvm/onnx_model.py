@@ -115,9 +115,7 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
         if math.prod(tensor.dims) <= MAX_FOLDED:
             light.graph.initializer.append(tensor)
         elif tensor.name not in declared:
-            light.graph.input.append(
-                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            )
+            light.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     return light
 
 

@@ -185,9 +185,7 @@ def _lrn(node: onnx.NodeProto, attrs: Mapping[str, object], shapes: Shapes, limi
     return None
 
 
-def _per_channel(
-    node: onnx.NodeProto, attrs: Mapping[str, object], shapes: Shapes, limits: Limits
-) -> str | None:
+def _per_channel(node: onnx.NodeProto, attrs: Mapping[str, object], shapes: Shapes, limits: Limits) -> str | None:
     """Normalisations with one parameter per channel (dimension 1)."""
     data = _shape(node, 0, shapes)
     if data is None or len(data) < 2 or not isinstance(data[1], int):
@@ -237,9 +235,7 @@ def _positive_scales(values: Sequence[float], limits: Limits) -> bool:
     return all(0 < value <= limits.window for value in values)
 
 
-def _upsample(
-    node: onnx.NodeProto, attrs: Mapping[str, object], shapes: Shapes, limits: Limits
-) -> str | None:
+def _upsample(node: onnx.NodeProto, attrs: Mapping[str, object], shapes: Shapes, limits: Limits) -> str | None:
     if "scales" in attrs and not _positive_scales(attrs["scales"], limits):
         return f"scales are {attrs['scales']}, expected more than 0 and at most {limits.window}"
     return None

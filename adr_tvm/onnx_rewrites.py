@@ -79,9 +79,7 @@ def fold_constants(graph: onnx.GraphProto, shapes: Mapping[str, tuple[Dim, ...]]
     Works on the graph in place. A node that cannot be evaluated stays. A Reshape whose target has one
     symbolic entry, ``[N, 6, 4]`` say, gets the constant ``[-1, 6, 4]``.
     """
-    known = {
-        t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer if math.prod(t.dims) <= MAX_FOLDED
-    }
+    known = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer if math.prod(t.dims) <= MAX_FOLDED}
     outputs = {value.name for value in graph.output}
     kept, changed = [], False
     for node in graph.node:
@@ -100,9 +98,7 @@ def fold_constants(graph: onnx.GraphProto, shapes: Mapping[str, tuple[Dim, ...]]
     return changed
 
 
-def _free_entry_as_minus_one(
-    graph: onnx.GraphProto, node: onnx.NodeProto, known: Mapping[str, np.ndarray]
-) -> bool:
+def _free_entry_as_minus_one(graph: onnx.GraphProto, node: onnx.NodeProto, known: Mapping[str, np.ndarray]) -> bool:
     target = known.get(node.input[1]) if node.op_type == "Reshape" and len(node.input) == 2 else None
     if target is None or target.dtype != object:
         return False
@@ -199,9 +195,7 @@ def explicit_pads(graph: onnx.GraphProto, shapes: Mapping[str, tuple[Dim, ...]])
         node.attribute.extend(copies)
 
 
-def _pads(
-    node: onnx.NodeProto, attrs: Mapping[str, object], shapes: Mapping[str, tuple[Dim, ...]]
-) -> list[int] | None:
+def _pads(node: onnx.NodeProto, attrs: Mapping[str, object], shapes: Mapping[str, tuple[Dim, ...]]) -> list[int] | None:
     """[begin..., end...] per spatial dimension by ONNX's formulas; None where they cannot be known."""
     mode = attrs.get("auto_pad", "NOTSET")
     shape = shapes.get(node.input[0])

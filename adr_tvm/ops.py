@@ -29,6 +29,12 @@ REUSE_CONV2D, REUSE_DENSE = "relax.adr.reuse_conv2d", "relax.adr.reuse_dense"
 DENSE_OPS, REUSE_OPS = (CONV2D, DENSE), (REUSE_CONV2D, REUSE_DENSE)
 
 
+def attributes(call: relax.Call) -> dict[str, Any]:
+    """Attributes of a call of ours, by name."""
+    names = call.attrs.keys()
+    return {name: call.attrs[name] for name in names}
+
+
 def layer_name(call: relax.Call) -> str:
     """Key of the layer: its ONNX node name, or what the pass that made the call chose."""
     return str(call.attrs["name"])
@@ -65,10 +71,10 @@ def geometry_of(call: relax.Call) -> ConvGeometry:
     if None in x[1:] or None in w:
         raise ValueError(f"{layer_name(call)}: only the batch may be symbolic, input {x}, weight {w}")
     if call.op.name in (DENSE, REUSE_DENSE):
-        return ConvGeometry(H=x[1] if len(x) == 3 else 1, W=1, C=x[-1], KH=1, KW=1, M=w[1])  # type: ignore[arg-type]
+        return ConvGeometry(H=x[1] if len(x) == 3 else 1, W=1, C=x[-1], KH=1, KW=1, M=w[1])
     a = call.attrs
-    ints = {k: tuple(int(v) for v in a[k]) for k in ("strides", "padding", "dilation")}
-    return ConvGeometry(H=x[1], W=x[2], C=x[3], KH=w[0], KW=w[1], M=w[3], **ints)  # type: ignore[arg-type]
+    ints: dict[str, Any] = {k: tuple(int(v) for v in a[k]) for k in ("strides", "padding", "dilation")}
+    return ConvGeometry(H=x[1], W=x[2], C=x[3], KH=w[0], KW=w[1], M=w[3], **ints)
 
 
 def activation_attrs(activation: Activation) -> dict[str, Any]:
@@ -120,7 +126,9 @@ def dense(
 ) -> relax.Call:
     """A call of ``adr.dense``."""
     return relax.Call(
-        tvm.ir.Op.get(DENSE), [x, w, bias], dict_attrs(name=name, **activation_attrs(activation or Activation()))
+        tvm.ir.Op.get(DENSE),
+        [x, w, bias],
+        dict_attrs(name=name, **activation_attrs(activation or Activation())),
     )
 
 
@@ -151,7 +159,7 @@ def with_reuse(
                 f"do not fit [S, L, H] = {expected}"
             )
     op = REUSE_DENSE if call.op.name == DENSE else REUSE_CONV2D
-    attrs = {k: call.attrs[k] for k in call.attrs.keys()} | _setting_attrs(setting)
+    attrs = attributes(call) | _setting_attrs(setting)
     tensors = [relax.const(np.asarray(a, np.float32)) for a in (planes, thresholds)]
     return relax.Call(tvm.ir.Op.get(op), [*call.args, *tensors], dict_attrs(**attrs))
 

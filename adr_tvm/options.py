@@ -33,7 +33,7 @@ class CompileOptions:
         metric: what the accuracy budget is measured in; ``auto`` is top1 with labels, else agreement for
             classifiers, psnr if ``min_psnr`` is given, else nmse.
         max_drop: budget: largest drop of top1 or agreement, as a fraction; for nmse its largest value.
-        min_psnr: budget for psnr: its smallest value, in dB.
+        min_psnr: budget for psnr: its smallest value, in dB; None: 40 where the metric is psnr.
         lossless: allow bit-identical reuse only.
         skip: layers whose name one of these regular expressions finds stay dense; wins over ``only``.
         only: layers whose name none of these finds stay dense; empty allows all.
@@ -128,8 +128,6 @@ class CompileOptions:
                     raise UsageError(f"{flag} {pattern!r} is not a regular expression: {error}") from None
 
     def _check_metric(self) -> None:
-        if self.metric == "psnr" and self.min_psnr is None:
-            raise UsageError("--metric psnr needs its floor in dB: add --min-psnr, such as --min-psnr 40")
         if self.min_psnr is not None and self.metric not in ("auto", "psnr"):
             raise UsageError(f"--min-psnr is for --metric psnr, not for {self.metric}: use --max-drop")
         if self.metric == "top1" and self.labels_name is None:

@@ -121,9 +121,7 @@ class ReusePlan:
         plan = content.plan()
         if len(plan.layers) != len(content.layers):
             raise ModelError(f"{path}: two entries for one layer")
-        plan = plan.with_planes(
-            _read_planes(path.with_name(PLANES_FILE), content.planes_sha256, plan._hashed)
-        )
+        plan = plan.with_planes(_read_planes(path.with_name(PLANES_FILE), content.planes_sha256, plan._hashed))
         plan._check_planes(str(path.with_name(PLANES_FILE)))
         return plan
 
@@ -242,14 +240,10 @@ class _PlanFile:
 def _read_planes(path: Path, sha256: str, positions: Mapping[str, int]) -> dict[str, LayerPlanes]:
     try:
         if path.stat().st_size > MAX_PLANES_BYTES:
-            raise ModelError(
-                f"{path} is larger than {MAX_PLANES_BYTES >> 20} MiB: not a file this program wrote"
-            )
+            raise ModelError(f"{path} is larger than {MAX_PLANES_BYTES >> 20} MiB: not a file this program wrote")
         data = path.read_bytes()
     except OSError as error:
-        raise ModelError(
-            f"cannot read {path}, which belongs to the plan: {error.strerror or error}"
-        ) from error
+        raise ModelError(f"cannot read {path}, which belongs to the plan: {error.strerror or error}") from error
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise ModelError(

@@ -113,9 +113,7 @@ class _ConsoleHandler(logging.Handler):
             level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
             text = "\n".join(printable(line) for line in self.format(record).splitlines())
             style = "yellow" if record.levelno == logging.WARNING else "red" if level else None
-            _console().print(
-                f"{level}{text}", style=style, markup=False, highlight=False, emoji=False, soft_wrap=True
-            )
+            _console().print(f"{level}{text}", style=style, markup=False, highlight=False, emoji=False, soft_wrap=True)
         except Exception:
             self.handleError(record)
 

@@ -97,9 +97,7 @@ def conv2d_chain(
     outputs = []
     matrix = w.astype(np.float32).reshape(geometry.K, geometry.M)
     for block in im2col_blocks(x, geometry):
-        rows = (
-            block.reshape(-1, geometry.C, geometry.KH * geometry.KW).transpose(0, 2, 1).reshape(block.shape)
-        )
+        rows = block.reshape(-1, geometry.C, geometry.KH * geometry.KW).transpose(0, 2, 1).reshape(block.shape)
         y = np.zeros((len(rows), geometry.M), np.float32)
         for k in range(geometry.K):
             y = fused_multiply_add(rows[:, k, None], matrix[k], y)

@@ -112,9 +112,7 @@ def read_index(geometry: ConvGeometry) -> tuple:
     return slice(None), rows[:, None], cols
 
 
-def spread(
-    packed: np.ndarray, batch: int, geometry: ConvGeometry, setting: ReuseSetting, missing: float
-) -> np.ndarray:
+def spread(packed: np.ndarray, batch: int, geometry: ConvGeometry, setting: ReuseSetting, missing: float) -> np.ndarray:
     """[U, S, n] shaped as ``ReuseResult.ids``; ``missing`` stands where no tap reads."""
     if setting.granularity != "pixel":
         return packed

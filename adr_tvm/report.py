@@ -61,9 +61,7 @@ def render_report(result: NetworkResult) -> str:
     """The page as HTML; equal results give equal pages."""
     from jinja2 import Environment, StrictUndefined
 
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
         factor=formats.factor,
         milliseconds=formats.milliseconds,

@@ -1,7 +1,8 @@
-"""How many threads the kernels use: ``TVM_NUM_THREADS``, which TVM's runtime reads when it starts its threads.
+"""How many threads the kernels use: ``TVM_NUM_THREADS``, which TVM's runtime reads as it starts its workers.
 
-TVM's own default is half the logical processors, which is wrong on machines without SMT; here it is one thread
-for each physical core that this process may use. A thread that calls the runtime gets worker threads of its own.
+TVM's own default is half the logical processors, which is wrong on machines without SMT; here it is one
+thread for each physical core that this process may use. Each thread that calls the runtime gets workers of
+its own.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def set_threads(count: int | None = None) -> int:
     """Fix the number of threads; call it before the first kernel runs.
 
     Args:
-        count: threads; None: what the user's environment says in ``TVM_NUM_THREADS``, else all physical cores.
+        count: threads; None: what the environment says in ``TVM_NUM_THREADS``, else all physical cores.
 
     Returns:
         The number in force.
@@ -72,7 +73,7 @@ def set_threads(count: int | None = None) -> int:
 
 
 def _running(wanted: int) -> int:
-    """The number of threads TVM's runtime has; where it has not started them yet, it does so with ``wanted``."""
+    """The number of threads TVM's runtime has; if it has not started them yet, it does so with ``wanted``."""
     tvm = sys.modules.get("tvm")
     if tvm is None or not hasattr(tvm, "runtime"):
         return wanted

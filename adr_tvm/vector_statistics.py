@@ -32,9 +32,7 @@ class VectorStatistics:
     def __init__(self, segments: int, length: int, seed: int, sample_size: int = 4096) -> None:
         """Segments S of length L; keep at most sample_size vectors a segment, and 32 MiB of them in all."""
         if segments < 1 or length < 1 or sample_size < 1:
-            raise ValueError(
-                f"segments {segments}, length {length}, sample_size {sample_size}: expected >= 1"
-            )
+            raise ValueError(f"segments {segments}, length {length}, sample_size {sample_size}: expected >= 1")
         self.count = np.zeros(segments, np.int64)
         self.mean = np.zeros((segments, length))
         self.scatter = np.zeros((segments, length, length)) if length <= COVARIANCE_MAX_LENGTH else None

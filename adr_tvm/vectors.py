@@ -42,9 +42,7 @@ def cut(rows: np.ndarray, S: int, L: int) -> np.ndarray:
     return np.pad(rows, ((0, 0), (0, S * L - rows.shape[1]))).reshape(len(rows), S, L)
 
 
-def neuron_vector_blocks(
-    x: np.ndarray, geometry: ConvGeometry, setting: ReuseSetting
-) -> Iterator[np.ndarray]:
+def neuron_vector_blocks(x: np.ndarray, geometry: ConvGeometry, setting: ReuseSetting) -> Iterator[np.ndarray]:
     """The vectors of x [B, H, W, C] in the order of contract 1, as float32 blocks [n, S, L] of ~64 MiB.
 
     A block never spans two images. Windows that lie in the padding are included, as zeros.

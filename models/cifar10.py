@@ -182,9 +182,7 @@ def _from_npz(path: Path) -> Cifar10:
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: not a CIFAR-10 .npz: {error}") from error
     if data.y_train.dtype.kind not in "iu" or data.y_test.dtype.kind not in "iu":
-        raise ValueError(
-            f"{path}: labels must be whole numbers, got {data.y_train.dtype}, {data.y_test.dtype}"
-        )
+        raise ValueError(f"{path}: labels must be whole numbers, got {data.y_train.dtype}, {data.y_test.dtype}")
     # Keras writes labels as (n, 1).
     data = data._replace(
         y_train=data.y_train.astype(np.int64).reshape(-1), y_test=data.y_test.astype(np.int64).reshape(-1)

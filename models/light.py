@@ -81,9 +81,7 @@ def _parameters(graph: onnx.GraphProto) -> Iterator[tuple[str, str, tuple[int, .
     """(name, role, shape) of every float parameter, in the order of the nodes that read them."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     shapes = {
-        tensor.name: tuple(tensor.dims)
-        for tensor in graph.initializer
-        if tensor.data_type == onnx.TensorProto.FLOAT
+        tensor.name: tuple(tensor.dims) for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT
     }
     for node in graph.node:
         if node.op_type == "ConstantOfShape":

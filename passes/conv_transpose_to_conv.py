@@ -49,7 +49,7 @@ class _Rewriter(PyExprMutator):
         if not is_op(call, "relax.nn.conv2d_transpose"):
             return call
         a, w = call.attrs, constant(call.args[1])
-        strides = tuple(int(v) for v in a.strides)
+        strides = (int(a.strides[0]), int(a.strides[1]))
         shape, out = static_shape(call.args[0]), static_shape(call)
         if (
             w is None
@@ -61,8 +61,8 @@ class _Rewriter(PyExprMutator):
             return call
         pads = [int(v) for v in a.padding]
         M, (KH, KW) = w.shape[1], w.shape[2:]
-        rows = _window(shape[1], out[1], KH, strides[0], pads[0])  # type: ignore[arg-type]
-        cols = _window(shape[2], out[2], KW, strides[1], pads[1])  # type: ignore[arg-type]
+        rows = _window(shape[1], out[1], KH, strides[0], pads[0])
+        cols = _window(shape[2], out[2], KW, strides[1], pads[1])
         if min(*rows, *cols) < 0:
             return call
         emit = self.builder_.emit

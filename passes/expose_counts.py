@@ -29,8 +29,6 @@ class ExposeCounts:
             return mod
 
         def stats(bindings: Iterable[relax.VarBinding]) -> list[relax.Expr]:
-            return [
-                relax.TupleGetItem(b.var, 1) for b in bindings if any(is_op(b.value, op) for op in ops.REUSE_OPS)
-            ]
+            return [relax.TupleGetItem(b.var, 1) for b in bindings if any(is_op(b.value, op) for op in ops.REUSE_OPS)]
 
         return add_entry(mod, "main", ENTRY, stats)

@@ -17,12 +17,12 @@ from adr_tvm._tvm import constant, mutate, static_shape
 
 
 def _permute(call: relax.Call, v: np.ndarray) -> np.ndarray:
-    axes = call.attrs.axes
-    return np.ascontiguousarray(v.transpose(None if axes is None else [int(a) for a in axes]))
+    axes = range(v.ndim)[::-1] if call.attrs.axes is None else call.attrs.axes
+    return np.ascontiguousarray(v.transpose([int(a) for a in axes]))
 
 
 def _to_result_shape(call: relax.Call, v: np.ndarray) -> np.ndarray:
-    return v.reshape([int(d) for d in static_shape(call)])  # type: ignore[arg-type]
+    return v.reshape([int(d) for d in static_shape(call)])
 
 
 _FOLDS: dict[str, Callable[[relax.Call, np.ndarray], np.ndarray]] = {

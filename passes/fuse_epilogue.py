@@ -102,9 +102,9 @@ class _Fuser(PyExprMutator):
             else:
                 w = self.builder_.emit(relax.op.permute_dims(w, [2, 3, 1, 0]))
         a = call.attrs
-        ints = {k: tuple(int(v) for v in getattr(a, k)) for k in ("strides", "padding", "dilation")}
+        ints: dict[str, Any] = {k: tuple(int(v) for v in getattr(a, k)) for k in ("strides", "padding", "dilation")}
         bias = relax.const(np.zeros(static_shape(w)[-1], np.float32))
-        y = ops.conv2d(x, w, bias, name=name, **ints)  # type: ignore[arg-type]
+        y = ops.conv2d(x, w, bias, name=name, **ints)
         return relax.op.permute_dims(self.builder_.emit(y), [0, 3, 1, 2]) if nchw else y
 
     def _matmul(self, call: relax.Call, name: str) -> relax.Expr:
@@ -149,7 +149,7 @@ def _activation(call: relax.Call) -> Activation | None:
 
 
 def _replaced(head: relax.Call, bias: np.ndarray | None = None, activation: Activation | None = None) -> relax.Call:
-    attrs: dict[str, Any] = {k: head.attrs[k] for k in head.attrs.keys()}
+    attrs = ops.attributes(head)
     if activation is not None:
         attrs |= ops.activation_attrs(activation)
     args = [*head.args[:2], head.args[2] if bias is None else relax.const(bias)]

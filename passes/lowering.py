@@ -58,7 +58,10 @@ class _Lowering:
         image = tensor_type([x.ty.shape[0], g.OH, g.OW, g.M])
         if self.call.op.name in ops.DENSE_OPS:
             y = self._call(
-                "conv2d", dense_conv2d(g, self.activation, self.tile, self.batch), [x, *self._weights()], image
+                "conv2d",
+                dense_conv2d(g, self.activation, self.tile, self.batch),
+                [x, *self._weights()],
+                image,
             )
             return relax.op.reshape(self.bb.emit(y), out.shape) if dense else y
         setting = ops.setting_of(self.call)
@@ -142,9 +145,7 @@ class _Lowering:
         N = G * g.rows
         rows, stats_type = tensor_type([U, N], "int32"), tensor_type([U, 2], "int32")
         if setting.hash == "exact":
-            found = self.bb.emit(
-                self._call("row_cluster", match_rows(g, setting), [x], [rows, rows, stats_type])
-            )
+            found = self.bb.emit(self._call("row_cluster", match_rows(g, setting), [x], [rows, rows, stats_type]))
             lead, reps, stats = (self.bb.emit(relax.TupleGetItem(found, i)) for i in range(3))
             origin = [relax.const(np.zeros((1, 1), np.int32)), relax.const(np.zeros((1, 1, 1), np.float32))]
         else:

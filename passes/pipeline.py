@@ -1,11 +1,12 @@
 """The whole compiler as one readable list of passes.
 
-    ONNX -> import_onnx -> canonicalise -> (calibrate, plan) -> rewrite -> lower -> finish -> library
+ONNX -> import_onnx -> canonicalise -> (calibrate, plan) -> rewrite -> lower -> finish -> library
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import tvm
 from tvm import relax
@@ -27,10 +28,10 @@ from adr_tvm.passes.reshape_views import KEPT, ReshapeViews
 from adr_tvm.passes.schedule_loops import ScheduleLoops
 from adr_tvm.plan import ReusePlan
 
-Pass = tvm.transform.Pass
+Passes = list[Any]  # of tvm.transform.Pass
 
 
-def canonicalise(rules: CandidateRules | None = None) -> list[Pass]:
+def canonicalise(rules: CandidateRules | None = None) -> Passes:
     """Bring an imported network into the form that candidates are found in."""
     return [
         # Batch norms vanish into the convolutions before them.
@@ -46,12 +47,12 @@ def canonicalise(rules: CandidateRules | None = None) -> list[Pass]:
     ]
 
 
-def observe(layers: list[str]) -> list[Pass]:
+def observe(layers: list[str]) -> Passes:
     """Instrument the network for calibration."""
     return [ObserveCandidates(layers)]
 
 
-def rewrite(plan: ReusePlan) -> list[Pass]:
+def rewrite(plan: ReusePlan) -> Passes:
     """Apply a plan: ``main`` reuses, ``dense`` does not, ``main_counts`` tells what was counted."""
     return [
         DenseEntry(),
@@ -60,7 +61,7 @@ def rewrite(plan: ReusePlan) -> list[Pass]:
     ]
 
 
-def lower(target: Target) -> list[Pass]:
+def lower(target: Target) -> Passes:
     """From operators to scheduled TIR."""
     return [
         # cluster -> GEMM -> scatter, and the dense kernels.
@@ -80,7 +81,7 @@ def lower(target: Target) -> list[Pass]:
     ]
 
 
-def finish() -> list[Pass]:
+def finish() -> Passes:
     """Memory planning and the virtual machine's form."""
     return [
         relax.transform.ToNonDataflow(),
@@ -96,7 +97,7 @@ def finish() -> list[Pass]:
     ]
 
 
-def run(passes: list[Pass], mod: tvm.IRModule, target: Target, dump: Path | None = None) -> tvm.IRModule:
+def run(passes: Passes, mod: tvm.IRModule, target: Target, dump: Path | None = None) -> tvm.IRModule:
     """Apply passes in order.
 
     Args:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
@@ -23,7 +25,7 @@ class _Sinker(PyExprMutator):
         call = self.visit_expr_post_order(call)
         if not isinstance(call.op, tvm.ir.Op) or not call.args:
             return call
-        inner = self.lookup_binding(call.args[0]) if isinstance(call.args[0], relax.Var) else None
+        inner: Any = self.lookup_binding(call.args[0]) if isinstance(call.args[0], relax.Var) else None
         if not is_op(inner, "relax.permute_dims"):
             return call
         axes = _axes(inner)

@@ -81,8 +81,8 @@ def _number_phase(source: VectorSource, setting: ReuseSetting):
     def add_member(sums, bases, v, cluster):
         for c in range(entries):
             for j in T.vectorized(LANES):
-                sums[cluster, c * LANES + j] = (
-                    sums[cluster, c * LANES + j] + (v[c * LANES + j] - bases[cluster, c * LANES + j])
+                sums[cluster, c * LANES + j] = sums[cluster, c * LANES + j] + (
+                    v[c * LANES + j] - bases[cluster, c * LANES + j]
                 )
 
     @T.inline
@@ -157,10 +157,9 @@ def _number_phase(source: VectorSource, setting: ReuseSetting):
             for cluster in range(n[0]):
                 for c in range(entries):
                     for j in T.vectorized(LANES):
-                        centroids[u, s, cluster, c * LANES + j] = (
-                            bases[cluster, c * LANES + j]
-                            + sums[cluster, c * LANES + j] / T.cast(sizes[cluster], "float32")
-                        )
+                        centroids[u, s, cluster, c * LANES + j] = bases[cluster, c * LANES + j] + sums[
+                            cluster, c * LANES + j
+                        ] / T.cast(sizes[cluster], "float32")
             counts[u, s, 0] = n[0]
             counts[u, s, 1] = n[1]
             if gain:
@@ -176,7 +175,9 @@ def _number_phase(source: VectorSource, setting: ReuseSetting):
                                 norm[0] = norm[0] + v[j] * centroids[u, s, n[3], j]
                                 norm[1] = norm[1] + centroids[u, s, n[3], j] * centroids[u, s, n[3], j]
                         gains[u, s, g * map_size + map_index(p)] = T.Select(
-                            T.And(norm[1] > T.float32(0), norm[1] <= T.float32(3.4028234e38)), norm[0] / norm[1], T.float32(1)
+                            T.And(norm[1] > T.float32(0), norm[1] <= T.float32(3.4028234e38)),
+                            norm[0] / norm[1],
+                            T.float32(1),
                         )
 
     return inline
@@ -203,7 +204,14 @@ def cluster(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
 
     @T.prim_func(private=True)
     def kernel(
-        x: T.handle, pl: T.handle, th: T.handle, i: T.handle, a: T.handle, c: T.handle, n: T.handle, st: T.handle
+        x: T.handle,
+        pl: T.handle,
+        th: T.handle,
+        i: T.handle,
+        a: T.handle,
+        c: T.handle,
+        n: T.handle,
+        st: T.handle,
     ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         B = T.int64()
@@ -215,7 +223,13 @@ def cluster(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
         thresholds = T.match_buffer(th, (T.int64(SP), T.int64(Hp)), "float32")
         ids = T.match_buffer(i, (U, T.int64(S), G * T.int64(map_size)), "int32")
         gains = T.match_buffer(
-            a, (U if gain else T.int64(1), T.int64(S if gain else 1), G * T.int64(map_size) if gain else T.int64(1)), "float32"
+            a,
+            (
+                U if gain else T.int64(1),
+                T.int64(S if gain else 1),
+                G * T.int64(map_size) if gain else T.int64(1),
+            ),
+            "float32",
         )
         centroids = T.match_buffer(c, (U, T.int64(S), cap + SPARE_CENTROIDS, T.int64(Lp)), "float32")
         counts = T.match_buffer(n, (U, T.int64(S), T.int64(2)), "int32")

@@ -105,7 +105,7 @@ def _number_phase():
 
 def _mean_phase(geometry: ConvGeometry):
     """Inline: centroids of every unit that reuses; one task sums one tap's channels over all rows, in order."""
-    C, KH, KW, OW, rows = geometry.C, geometry.KH, geometry.KW, geometry.OW, geometry.rows
+    C, KW, OW, rows = geometry.C, geometry.KW, geometry.OW, geometry.rows
     H, W, taps = geometry.H, geometry.W, geometry.KH * geometry.KW
     (SH, SW), (DH, DW), (PT, PL, _, _) = geometry.strides, geometry.dilation, geometry.padding
 
@@ -161,7 +161,14 @@ def cluster_rows(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc
         centroids float32 [U, capacity, K], stats int32 [U, 2] (clusters; 1 if the unit reuses). A unit that runs
         dense lists all N rows. B is symbolic.
     """
-    H, W, C, K, rows, Hp = geometry.H, geometry.W, geometry.C, geometry.K, geometry.rows, padded_bits(setting.H)
+    H, W, C, K, rows, Hp = (
+        geometry.H,
+        geometry.W,
+        geometry.C,
+        geometry.K,
+        geometry.rows,
+        padded_bits(setting.H),
+    )
     limit = UNLIMITED if setting.max_clusters is None else setting.max_clusters
     keys, number, means = _key_phase(geometry, setting), _number_phase(), _mean_phase(geometry)
 
@@ -196,7 +203,18 @@ def cluster_rows(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc
         first = T.alloc_buffer((U, cap), "int32")
         sizes = T.alloc_buffer((U, cap), "int32")
         keys(X, planes, thresholds, codes, U, G)
-        number(codes, ids, first, sizes, stats, U, N, cap, slot_count(setting, N if setting.scope == "batch" else rows), limit)
+        number(
+            codes,
+            ids,
+            first,
+            sizes,
+            stats,
+            U,
+            N,
+            cap,
+            slot_count(setting, N if setting.scope == "batch" else rows),
+            limit,
+        )
         means(X, ids, first, sizes, centroids, stats, U, G)
         for u in T.parallel(U):
             work = T.alloc_buffer((1,), "int32", scope="local")

@@ -56,7 +56,15 @@ def dense_conv2d(
         PrimFunc of X float32 [B, H, W, C], packed weights float32 [M/NR, K, NR], bias float32 [M padded to NR],
         Y float32 [B, OH, OW, M]; B is symbolic.
     """
-    H, W, C, OH, OW, M, K = geometry.H, geometry.W, geometry.C, geometry.OH, geometry.OW, geometry.M, geometry.K
+    H, W, C, OH, OW, M, K = (
+        geometry.H,
+        geometry.W,
+        geometry.C,
+        geometry.OH,
+        geometry.OW,
+        geometry.M,
+        geometry.K,
+    )
     MR, NR = tile.MR, tile.NR
     blocks, rows = -(-M // NR), geometry.rows
     small = rows * (batch or 1) <= SMALL_ROWS

@@ -29,7 +29,15 @@ def gemm_rows(
         lead, reps int32 [U, N], source int32 [U, N] and centroids float32 [U, capacity, K] (``exact``: [1, 1] and
         [1, 1, 1], unused), and Y float32 [B, OH, OW, M].
     """
-    H, W, C, OH, OW, M, K = geometry.H, geometry.W, geometry.C, geometry.OH, geometry.OW, geometry.M, geometry.K
+    H, W, C, OH, OW, M, K = (
+        geometry.H,
+        geometry.W,
+        geometry.C,
+        geometry.OH,
+        geometry.OW,
+        geometry.M,
+        geometry.K,
+    )
     MR, NR, rows = tile.MR, tile.NR, geometry.rows
     blocks, chunk = -(-M // NR), tile.chunk_rows(geometry.K)
     exact = setting.hash == "exact"
@@ -46,7 +54,14 @@ def gemm_rows(
 
     @T.prim_func(private=True)
     def kernel(
-        x: T.handle, w: T.handle, b: T.handle, ld: T.handle, rp: T.handle, so: T.handle, c: T.handle, y: T.handle
+        x: T.handle,
+        w: T.handle,
+        b: T.handle,
+        ld: T.handle,
+        rp: T.handle,
+        so: T.handle,
+        c: T.handle,
+        y: T.handle,
     ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         B = T.int64()
@@ -94,7 +109,12 @@ def gemm_rows(
                             work = T.meta_var(task * chunk + panel * MR + i)
                             if work < works[u]:
                                 store(
-                                    acc, i, bias, block, Y, u * G + reps[u, work] // rows,
+                                    acc,
+                                    i,
+                                    bias,
+                                    block,
+                                    Y,
+                                    u * G + reps[u, work] // rows,
                                     T.cast(reps[u, work] % rows, "int64"),
                                 )
 

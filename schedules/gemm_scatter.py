@@ -58,7 +58,8 @@ def _fill_tables(source: VectorSource, tile: RegisterTile):
                         for j in T.vectorized(NR):
                             acc[i, j] = (
                                 acc[i, j]
-                                + centroids[u, s, first + panel * MR + i, l] * packed[block, source.weight_row(s, t, l), j]
+                                + centroids[u, s, first + panel * MR + i, l]
+                                * packed[block, source.weight_row(s, t, l), j]
                             )
                 for i in T.unroll(MR):
                     for j in T.vectorized(NR):
@@ -79,7 +80,15 @@ def gemm_scatter(
     """
     source = vector_source(geometry, setting)
     S, Lp, P, taps, map_size = source.segments, source.Lp, source.per_image, source.taps, source.map_size
-    H, W, C, OH, OW, M, K = geometry.H, geometry.W, geometry.C, geometry.OH, geometry.OW, geometry.M, geometry.K
+    H, W, C, OH, OW, M, K = (
+        geometry.H,
+        geometry.W,
+        geometry.C,
+        geometry.OH,
+        geometry.OW,
+        geometry.M,
+        geometry.K,
+    )
     MR, NR, rows = tile.MR, tile.NR, geometry.rows
     blocks, gain = -(-M // NR), setting.gain
     together, table_clusters = table_shape(source, setting, NR)
@@ -123,7 +132,15 @@ def gemm_scatter(
 
     @T.prim_func(private=True)
     def kernel(
-        x: T.handle, w: T.handle, b: T.handle, i: T.handle, a: T.handle, c: T.handle, k: T.handle, st: T.handle, y: T.handle
+        x: T.handle,
+        w: T.handle,
+        b: T.handle,
+        i: T.handle,
+        a: T.handle,
+        c: T.handle,
+        k: T.handle,
+        st: T.handle,
+        y: T.handle,
     ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         B = T.int64()
@@ -134,7 +151,13 @@ def gemm_scatter(
         bias = T.match_buffer(b, (T.int64(blocks * NR),), "float32")
         ids = T.match_buffer(i, (U, T.int64(S), G * T.int64(map_size)), "int32")
         gains = T.match_buffer(
-            a, (U if gain else T.int64(1), T.int64(S if gain else 1), G * T.int64(map_size) if gain else T.int64(1)), "float32"
+            a,
+            (
+                U if gain else T.int64(1),
+                T.int64(S if gain else 1),
+                G * T.int64(map_size) if gain else T.int64(1),
+            ),
+            "float32",
         )
         centroids = T.match_buffer(
             c, (U, T.int64(S), capacity(setting, G * P) + SPARE_CENTROIDS, T.int64(Lp)), "float32"
@@ -163,7 +186,14 @@ def gemm_scatter(
                         for z in range(T.min(together, S - r * together)):
                             s = T.meta_var(r * together + z)
                             fill(
-                                centroids, packed, table, u, s, z, block, first,
+                                centroids,
+                                packed,
+                                table,
+                                u,
+                                s,
+                                z,
+                                block,
+                                first,
                                 T.max(T.min(table_clusters, counts[u, s, 0] - first), 0),
                             )
                         for g in range(G):
@@ -198,4 +228,3 @@ def gemm_scatter(
                     dense(X, packed, bias, Y, u + g)
 
     return kernel
-

@@ -16,7 +16,6 @@ from tvm.script import tirx as T
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.schedules.cluster import UNLIMITED, units
 from adr_tvm.schedules.hash_table import find_cluster, slot_count
-from adr_tvm.schedules.neuron_vectors import LANES
 from adr_tvm.schedules.vector_key import mix
 from adr_tvm.settings import ReuseSetting
 
@@ -229,12 +228,16 @@ def match_rows(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
                         for t in range(taps):
                             mine = T.meta_var(
                                 T.if_then_else(
-                                    inside(n, t), pixel_lead[u, image % G * (H * W) + iy(n, t) * W + ix(n, t)], NO_PIXEL
+                                    inside(n, t),
+                                    pixel_lead[u, image % G * (H * W) + iy(n, t) * W + ix(n, t)],
+                                    NO_PIXEL,
                                 )
                             )
                             theirs = T.meta_var(
                                 T.if_then_else(
-                                    inside(m, t), pixel_lead[u, other // rows * (H * W) + iy(m, t) * W + ix(m, t)], NO_PIXEL
+                                    inside(m, t),
+                                    pixel_lead[u, other // rows * (H * W) + iy(m, t) * W + ix(m, t)],
+                                    NO_PIXEL,
                                 )
                             )
                             if mine != theirs:
@@ -243,9 +246,7 @@ def match_rows(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
             work = T.alloc_buffer((1,), "int32", scope="local")
             work[0] = 0
             for row in range(N):
-                if go[u] == 0:
-                    lead[u, row] = T.cast(row, "int32")
-                elif lead[u, row] < 0:
+                if go[u] == 0 or lead[u, row] < 0:
                     lead[u, row] = T.cast(row, "int32")
                 if lead[u, row] == T.cast(row, "int32"):
                     reps[u, work[0]] = T.cast(row, "int32")

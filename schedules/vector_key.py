@@ -59,6 +59,7 @@ def _int64(*dims: int) -> tuple[tirx.PrimExpr, ...]:
 
 def magnitude_bits(Lp: int):
     """Inline ``(v, m)``: m[0] = the largest |v_l| as its bit pattern: 0 for all zeros, >= infinity's if not finite."""
+
     @T.inline
     def inline(v, m):
         for j in T.vectorized(LANES):

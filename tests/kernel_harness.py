@@ -15,6 +15,7 @@ from unittest import mock
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm import relax, tirx
 
 from adr_tvm import ops
@@ -184,7 +185,7 @@ def _lower(layer: Layer, tensors: Tensors) -> tvm.IRModule:
     return _lowered[layer][1]
 
 
-_compiled: dict[tuple[int, str | None], tvm.runtime.Executable] = {}
+_compiled: dict[tuple[tvm_ffi.StructuralKey, str | None], tvm.runtime.Executable] = {}
 
 
 @functools.cache
@@ -193,7 +194,7 @@ def _kernels(layer: Layer) -> dict[str, tvm.runtime.Executable]:
     found = {}
     for gv, func in _lowered[layer][1].functions_items():
         if isinstance(func, tirx.PrimFunc):
-            key = tvm.ir.structural_hash(func), layer.mcpu
+            key = tvm_ffi.StructuralKey(func), layer.mcpu
             if key not in _compiled:
                 module = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
                 _compiled[key] = tvm.compile(module, cpu_target(layer.mcpu))
@@ -352,7 +353,9 @@ def check(layer: Layer, tensors: Tensors, x: np.ndarray) -> tuple[Run, ReuseResu
     g, setting = layer.geometry, layer.setting
     assert setting is not None
     result = run(layer, tensors, x)
-    expected = reuse_conv2d(x, tensors.w, tensors.bias, g, setting, tensors.planes, tensors.thresholds, layer.activation)
+    expected = reuse_conv2d(
+        x, tensors.w, tensors.bias, g, setting, tensors.planes, tensors.thresholds, layer.activation
+    )
     matched = setting.lossless
     unseen = matched & (result.stats[:, 1] == 0)
     ids = kernel_ids(layer, x, result)

@@ -86,9 +86,7 @@ def classifier(batch: int | str = "N") -> onnx.ModelProto:
         node("Softmax", ["g"], ["y"], "softmax", axis=-1),
     ]
     weights = weights_of(w1=(8, 3, 3, 3), b1=(8,), w2=(8, 4, 3, 2), w3=(5, 72), b3=(5,))
-    weights |= weights_of(scale=(8,), shift=(8,), mean=(8,)) | {
-        "var": np.linspace(0.5, 2, 8, dtype="float32")
-    }
+    weights |= weights_of(scale=(8,), shift=(8,), mean=(8,)) | {"var": np.linspace(0.5, 2, 8, dtype="float32")}
     return make_model(nodes, {"x": [batch, 3, 12, 12]}, {"y": [batch, 5]}, weights)
 
 

@@ -119,25 +119,19 @@ def test_several_inputs(tmp_path):
 def test_only_array_may_have_any_name(tmp_path):
     data = open_calibration(npz(tmp_path, images=SAMPLES, y=LABELS), [IMAGE], "y", 4)
     assert list(next(iter(data))[0]) == ["x"]
-    with pytest.raises(
-        DataError, match=r"no array 'x': it has images, y; the model takes x float32 \[N, 3, 4, 5\]"
-    ):
+    with pytest.raises(DataError, match=r"no array 'x': it has images, y; the model takes x float32 \[N, 3, 4, 5\]"):
         open_calibration(npz(tmp_path, images=SAMPLES, y=LABELS), [IMAGE], None, 4)
 
 
 def test_single_npy_file(tmp_path):
     np.save(tmp_path / "a.npy", np.asfortranarray(SAMPLES))
-    assert np.array_equal(
-        gather(open_calibration(str(tmp_path / "a.npy"), [IMAGE], None, 3))[0]["x"], SAMPLES
-    )
+    assert np.array_equal(gather(open_calibration(str(tmp_path / "a.npy"), [IMAGE], None, 3))[0]["x"], SAMPLES)
 
 
 def test_dynamic_dimensions_are_fixed_by_the_first_array(tmp_path):
     spec = Spec("x", (None, 3, "height", -1))
     assert len(open_calibration(SAMPLES, [spec], None, 4)) == COUNT
-    with pytest.raises(
-        DataError, match=r"item 1: input 'x' has shape \[1, 3, 4, 6\]: dimension 3 is 6, expected 5"
-    ):
+    with pytest.raises(DataError, match=r"item 1: input 'x' has shape \[1, 3, 4, 6\]: dimension 3 is 6, expected 5"):
         open_calibration([SAMPLES[0], np.zeros((3, 4, 6), np.float32)], [spec], None, 4)
 
 

@@ -46,9 +46,7 @@ def assert_same(model: onnx.ModelProto, folder, *shapes) -> None:
 
 def calls(module: tvm.IRModule) -> list[relax.Call]:
     found: list[relax.Call] = []
-    relax.analysis.post_order_visit(
-        module["main"], lambda e: found.append(e) if isinstance(e, relax.Call) else None
-    )
+    relax.analysis.post_order_visit(module["main"], lambda e: found.append(e) if isinstance(e, relax.Call) else None)
     return found
 
 
@@ -116,9 +114,7 @@ def test_operators(case, tmp_path):
     for index, value in enumerate(operands):
         names.append("" if value is None else f"w{index}")
         if value is not None:
-            weights[names[-1]] = (
-                weights_of(w=(4, 3, 3, 3))["w"] if isinstance(value, str) else np.asarray(value)
-            )
+            weights[names[-1]] = weights_of(w=(4, 3, 3, 3))["w"] if isinstance(value, str) else np.asarray(value)
     outputs = ["y", "mask"] if case == "dropout_mask" else ["y"]
     node = helper.make_node(operator, names, outputs, "layer", **attrs)
     shape = [1 if case in ("upsample_9", "resize_sizes", "resize_cubic") else "N", 4, 6, 7]
@@ -171,9 +167,7 @@ def test_signature(tmp_path):
 
 def test_constant_of_shape_is_a_weight(tmp_path):
     nodes = [
-        helper.make_node(
-            "ConstantOfShape", ["shape"], ["w"], "fill", value=numpy_helper.from_array(np.ones(1, "f4"))
-        ),
+        helper.make_node("ConstantOfShape", ["shape"], ["w"], "fill", value=numpy_helper.from_array(np.ones(1, "f4"))),
         helper.make_node("Conv", ["x", "w"], ["y"], "conv"),
     ]
     weights = {"shape": np.array([64, 3, 3, 3])}

@@ -15,9 +15,7 @@ def _activations(n, S, L, seed=0):
     """Rectified, correlated vectors [n, S, L], a tenth of them zero, as after a ReLU."""
     rng = np.random.default_rng(seed)
     mix = rng.standard_normal((S, 3, L))
-    vectors = np.einsum("nsr,srl->nsl", rng.standard_normal((n, S, 3)), mix) + 0.1 * rng.standard_normal(
-        (n, S, L)
-    )
+    vectors = np.einsum("nsr,srl->nsl", rng.standard_normal((n, S, 3)), mix) + 0.1 * rng.standard_normal((n, S, L))
     vectors[rng.random((n, S)) < 0.1] = 0
     return np.maximum(vectors, 0).astype(np.float32)
 

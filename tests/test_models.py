@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+
 from adr_tvm.models import bundled, cifar10, cifarnet, light
 
 

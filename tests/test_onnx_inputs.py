@@ -48,9 +48,7 @@ def test_parse_input_shapes():
     assert parse_input_shapes([]) == {}
 
 
-@pytest.mark.parametrize(
-    "text", ["x", ":1,2", "x:1,a", "x:0,1", "x:1,-1", "x:1,,2", "x:1;x:2", "x:1.5", "x:²"]
-)
+@pytest.mark.parametrize("text", ["x", ":1,2", "x:1,a", "x:0,1", "x:1,-1", "x:1,,2", "x:1;x:2", "x:1.5", "x:²"])
 def test_malformed_input_shapes(text):
     with pytest.raises(UsageError, match="--input-shapes"):
         parse_input_shapes(text)

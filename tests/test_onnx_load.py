@@ -68,9 +68,7 @@ def test_initializers_among_the_inputs_are_weights(tmp_path):
 
 def test_name_that_is_not_text(tmp_path):
     for name in (b"w1", b"conv1", b"c1", b"graph", b"Relu", b"strides"):
-        refused(
-            save(classifier().SerializeToString().replace(name, b"\xff" * len(name)), tmp_path), "model.onnx"
-        )
+        refused(save(classifier().SerializeToString().replace(name, b"\xff" * len(name)), tmp_path), "model.onnx")
 
 
 def external(folder, location: str, length: int | None = None) -> str:

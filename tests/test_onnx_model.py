@@ -35,9 +35,7 @@ def test_inferred_tensor_too_large(tmp_path):
         helper.make_node("ReduceMean", ["t"], ["y"], "mean", axes=[0, 1], keepdims=0),
     ]
     weights = {"n": np.array([31000, 31000], "int64")}
-    refused(
-        save(make_model(nodes, {"x": [1, 1]}, {"y": []}, weights), tmp_path), "node 'tile' (Tile)", "3.6 GiB"
-    )
+    refused(save(make_model(nodes, {"x": [1, 1]}, {"y": []}, weights), tmp_path), "node 'tile' (Tile)", "3.6 GiB")
 
 
 @pytest.mark.parametrize(
@@ -153,9 +151,7 @@ def test_constants_that_would_fill_the_memory(tmp_path):
         helper.make_node("Add", ["x", "c"], ["y"], "add"),
     ]
     weights = {"shape": np.array([2**28])}
-    refused(
-        save(make_model(nodes, {"x": [1]}, {"y": [None]}, weights), tmp_path), "'fill2'", "more than 2.0 GiB"
-    )
+    refused(save(make_model(nodes, {"x": [1]}, {"y": [None]}, weights), tmp_path), "'fill2'", "more than 2.0 GiB")
     nodes = [
         helper.make_node("Mod", ["a", "b"], ["m"], "mod"),
         helper.make_node("ConstantOfShape", ["m"], ["c"], "fill"),

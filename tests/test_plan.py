@@ -38,12 +38,8 @@ def make_plan() -> ReusePlan:
     layers = [
         LayerPlan("conv1", "dense", None, "no setting was 5 % faster"),
         LayerPlan(NAME, "reuse", ReuseSetting(gain=True, max_clusters=412), "0.41 ms faster, NMSE 0.002 at the output"),
-        LayerPlan(
-            "größe/<fc>", "reuse", ReuseSetting("row", hash="exact"), "lossless, and faster on the probe"
-        ),
-        LayerPlan(
-            "row", "reuse", ReuseSetting("row", H=4, hash="gaussian", scope="batch"), "forced"
-        ),
+        LayerPlan("größe/<fc>", "reuse", ReuseSetting("row", hash="exact"), "lossless, and faster on the probe"),
+        LayerPlan("row", "reuse", ReuseSetting("row", H=4, hash="gaussian", scope="batch"), "forced"),
     ]
     return ReusePlan(
         model_sha256=MODEL,
@@ -112,9 +108,7 @@ def test_golden(tmp_path):
 
 
 def test_all_dense_and_exact_plans_need_no_planes(tmp_path):
-    plan = replace(
-        make_plan(), planes={}, layers={"a": LayerPlan("a", "dense", None, "smaller than the hash")}
-    )
+    plan = replace(make_plan(), planes={}, layers={"a": LayerPlan("a", "dense", None, "smaller than the hash")})
     assert ReusePlan.load(plan.save(tmp_path)) == plan
     exact = uniform_plan(
         ["a", "b"],

@@ -68,9 +68,7 @@ SETTINGS = [
 def test_dense_follows_the_definition(geometry):
     x, w, bias = _case(0, 2, geometry)
     expected = _loop_conv(x, w, bias, geometry)
-    np.testing.assert_allclose(
-        conv2d(x, w, bias, geometry, dtype=np.float64), expected, rtol=1e-12, atol=1e-12
-    )
+    np.testing.assert_allclose(conv2d(x, w, bias, geometry, dtype=np.float64), expected, rtol=1e-12, atol=1e-12)
     assert conv2d(x, w, bias, geometry).dtype == np.float32
     # fp32 chain: K <= 30 roundings of 6e-8 on sums below about 30.
     np.testing.assert_allclose(conv2d_chain(x, w, bias, geometry), expected, rtol=1e-5, atol=1e-5)
@@ -89,9 +87,7 @@ def test_activations():
 def test_fused_multiply_add_rounds_once():
     one, tiny = np.float32(1), np.float32(2.0**-12)
     # (1 + 2^-12)^2 - (1 + 2^-11) = 2^-24; rounding the product first would give 0.
-    assert (
-        fused_multiply_add(np.array([one + tiny]), one + tiny, np.array([-(one + 2 * tiny)]))[0] == 2.0**-24
-    )
+    assert fused_multiply_add(np.array([one + tiny]), one + tiny, np.array([-(one + 2 * tiny)]))[0] == 2.0**-24
     # The product 2^-24 - 2^-70 brings an odd float just short of half way to its neighbour; float64 loses the
     # 2^-70, and rounding the tie to even would then give the neighbour.
     a, b, odd = (np.float32(v) for v in (1 + 2.0**-23, 2.0**-24 * (1 - 2.0**-23), 1 + 2.0**-23))

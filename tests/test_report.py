@@ -232,10 +232,7 @@ def test_numbers(text, expected):
 def test_setting_text():
     assert setting_text(ReuseSetting()) == "pixel L=16 H=8 pca"
     assert setting_text(ReuseSetting("row", hash="exact")) == "row exact"
-    assert (
-        setting_text(ReuseSetting("segment", scope="batch", gain=True))
-        == "segment L=16 H=8 pca scope=batch gain"
-    )
+    assert setting_text(ReuseSetting("segment", scope="batch", gain=True)) == "segment L=16 H=8 pca scope=batch gain"
 
 
 def test_terminal_plain(capsys):

@@ -102,7 +102,9 @@ def test_activations(granularity, family, activation):
 def test_clause_2_ids_bit_by_bit(granularity):
     layer = Layer(GEOMETRIES["dilation2"], ReuseSetting(granularity, 6, 16, "gaussian", scope="batch"))
     tensors, x = sample_tensors(layer), sample_input(layer.geometry, 5)
-    expected = reuse_conv2d(x, tensors.w, tensors.bias, layer.geometry, layer.setting, tensors.planes, tensors.thresholds)
+    expected = reuse_conv2d(
+        x, tensors.w, tensors.bias, layer.geometry, layer.setting, tensors.planes, tensors.thresholds
+    )
     np.testing.assert_array_equal(kernel_ids(layer, x, run(layer, tensors, x)), expected.ids)
 
 
@@ -117,7 +119,9 @@ def test_clause_2_ties_are_zero(granularity):
         thresholds=rng.integers(-1, 2, tensors.thresholds.shape).astype(np.float32),
     )
     x = rng.integers(-1, 2, (2, 6, 9, 5)).astype(np.float32)
-    expected = reuse_conv2d(x, tensors.w, tensors.bias, layer.geometry, layer.setting, tensors.planes, tensors.thresholds)
+    expected = reuse_conv2d(
+        x, tensors.w, tensors.bias, layer.geometry, layer.setting, tensors.planes, tensors.thresholds
+    )
     result = run(layer, tensors, x)
     np.testing.assert_array_equal(kernel_ids(layer, x, result), expected.ids)
     close(result.y, expected.y)
@@ -425,7 +429,9 @@ def test_clause_13_counts_non_finite_vectors():
 
 @pytest.mark.parametrize("gain", [False, True])
 @pytest.mark.parametrize("non_finite", [False, True])
-@pytest.mark.parametrize(("granularity", "kernel", "scope"), [("pixel", 1, "image"), ("pixel", 3, "batch"), ("segment", 2, "image")])
+@pytest.mark.parametrize(
+    ("granularity", "kernel", "scope"), [("pixel", 1, "image"), ("pixel", 3, "batch"), ("segment", 2, "image")]
+)
 def test_clause_12_more_clusters_than_a_table(granularity, kernel, scope, gain, non_finite):
     side = 36 if scope == "image" else 26
     geometry = ConvGeometry(side, side, 24, kernel, kernel, 18, padding=(0, 1, kernel - 1, 0))

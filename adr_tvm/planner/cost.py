@@ -6,8 +6,8 @@
              gather-add: N S taps M / adds
              (``row``: the copies N M in place of gather-adds)
 
-This is the papers' model (ADR, ICDE 2019, section 4) with the gather-add, which they leave out and which measures as the
-largest term of ``pixel``. Coefficients are for one thread.
+This is the papers' model (ADR, ICDE 2019, section 4) with the gather-add, which they leave out and which measures as
+the largest term of ``pixel``. Coefficients are for one thread.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class CostModel:
     vector_seconds: float = 15e-9
     entry_seconds: float = 0.4e-9
     gathered_entry_seconds: float = 2e-9
-    adds: float = 20e9
+    adds: float = 40e9
     copies: float = 4e9
     call_seconds: float = 10e-6
 

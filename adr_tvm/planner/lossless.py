@@ -1,4 +1,4 @@
-"""Lossless reuse without calibration data: no repetition is known, so a layer is taken where looking for it is cheap."""
+"""Lossless reuse without calibration data: a layer is taken where looking for repetition costs next to nothing."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import numpy as np
 import tvm
 from tvm.target import Target
 
-from adr_tvm.passes.mark_candidates import Candidate
+from adr_tvm.passes.mark_candidates import Candidate, CandidateRules, find_candidates
+from adr_tvm.planner.findings import Findings, Measured
 from adr_tvm.planner.layer_kernel import LayerKernel
-from adr_tvm.planner.measure import REPEATS, seconds, setting_key
+from adr_tvm.planner.measure import REPEATS, setting_key
+from adr_tvm.planner.network import seconds
+from adr_tvm.planner.shortlist import Shortlisted
 from adr_tvm.progress import progress
 from adr_tvm.results import Timings
 from adr_tvm.settings import ReuseSetting
@@ -66,3 +69,28 @@ def probe_costs(candidates: Sequence[Candidate], target: Target, seed: int, timi
             dense, probed = (timings.get(key) or 0.0 for key in keys)
             costs[c.layer] = Probe(setting, dense, probed)
     return costs
+
+
+def lossless_findings(
+    mod: tvm.IRModule, rules: CandidateRules, target: Target, seed: int, timings: Timings
+) -> Findings:
+    """Without calibration data: `exact` rows wherever looking for repetition costs next to nothing."""
+    candidates = find_candidates(mod["main"], "main", rules)
+    findings = Findings(candidates, {c.layer: c.reason for c in candidates if c.reason})
+    probes = probe_costs([c for c in candidates if not c.reason], target, seed, timings)
+    for c in candidates:
+        if c.reason:
+            continue
+        probe = probes.get(c.layer)
+        if probe is None:
+            findings.reasons[c.layer] = "too few rows in an image for repetition to pay"
+        elif not probe.cheap:
+            findings.reasons[c.layer] = (
+                f"looking for repetition would cost up to {probe.probed / probe.dense - 1:.0%}, more than "
+                f"{MOST_OVERHEAD:.0%} (calibration data would show whether it pays)"
+            )
+        else:
+            kernel = LayerKernel(c.call, target, probe.setting)
+            short = Shortlisted(probe.setting, None, 1.0, 0.0, 0.0)
+            findings.chosen[c.layer] = Measured(short, kernel, probe.dense, probe.probed, 0.0, 0.0, 0.0)
+    return findings

@@ -1,357 +1,176 @@
-"""The search for a plan: shortlist, measure, weigh, choose, verify, back off.
-
-Everything that depends on the machine goes through ``Timings``, everything random through the seed: the same search
-with the same timings gives the same plan, byte for byte.
-"""
+"""Entry points of the planner: search for a plan, or evaluate a given one; both end in a built library and a report."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tvm
+from tvm import relax
 from tvm.target import Target
 
+from adr_tvm.build import build_plan
 from adr_tvm.calibration import CalibrationSet
-from adr_tvm.hashing import HashPlanes
-from adr_tvm.metrics import Metric
 from adr_tvm.onnx_model import CheckedModel
-from adr_tvm.passes.mark_candidates import Candidate, CandidateRules, find_candidates
-from adr_tvm.plan import LayerPlan, ReusePlan
-from adr_tvm.planner.accuracy import DenseOutputs, new_metric, output_errors
-from adr_tvm.planner.choose import Option, nested_plans
-from adr_tvm.planner.cost import CostModel
-from adr_tvm.planner.layer_kernel import LayerKernel
-from adr_tvm.planner.lossless import MOST_OVERHEAD, probe_costs
-from adr_tvm.planner.measure import cluster_limit, count_clusters, setting_key, time_in_place, time_kernels
-from adr_tvm.planner.network import PlanningNetwork
-from adr_tvm.planner.settings_grid import Restriction
-from adr_tvm.planner.shortlist import Shortlist, Shortlisted, shortlist
+from adr_tvm.passes.mark_candidates import CandidateRules
+from adr_tvm.plan import ReusePlan
+from adr_tvm.planner.findings import Findings, plan_of
+from adr_tvm.planner.given_plan import given_findings
+from adr_tvm.planner.layer_search import LayerSearch
+from adr_tvm.planner.lossless import lossless_findings
+from adr_tvm.planner.measure import REPEATS
+from adr_tvm.planner.network import seconds
+from adr_tvm.planner.options import SearchOptions
+from adr_tvm.planner.summary import network_result
 from adr_tvm.progress import progress
-from adr_tvm.results import Timings
+from adr_tvm.results import NetworkResult, Timings
 
-WORTH = 0.95  # a layer is taken only at or below this share of its dense time, measured inside the network
-SENSITIVITY_IMAGES = 256
-CHOICE_IMAGES = 2048
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """What the user asked for.
-
-    Attributes:
-        metric: ``auto``, ``top1``, ``agreement``, ``nmse`` or ``psnr``.
-        max_drop: budget in the metric's unit (``nmse``: a ceiling).
-        min_psnr: floor in dB for ``psnr``.
-        restriction: what the search is limited to.
-        seed: of everything random.
-        time_budget: seconds the search should take; it looks at fewer images and settings to keep to it.
-    """
-
-    metric: str = "auto"
-    max_drop: float = 0.01
-    min_psnr: float | None = None
-    restriction: Restriction = field(default_factory=Restriction)
-    seed: int = 0
-    time_budget: float | None = None
+NOT_SLOWER = 1.0  # whole network with reuse / dense, above which everything is reverted
+NOT_SLOWER_UNSEEN = 1.05  # the same on random data, where lossless reuse can only cost
 
 
 @dataclass
-class Measured:
-    """One compiled and measured setting of one layer.
+class Outcome:
+    """What a search or an evaluation ends in.
 
     Attributes:
-        short: setting, planes, prediction.
-        kernel: compiled, with the guard's limit.
-        dense, reuse: seconds of a batch inside the network.
-        clusters: of one unit.
-        nmse: of the layer's output.
-        error: NMSE at the network's output; None until weighed.
+        plan: what each layer does and why.
+        result: numbers for the report.
+        timings: every time measured or taken from the given timings.
+        executable: the compiled library, with its entries.
     """
 
-    short: Shortlisted
-    kernel: LayerKernel
-    dense: float
-    reuse: float
-    clusters: float
-    nmse: float
-    error: float | None = None
-
-    @property
-    def worth(self) -> bool:
-        """Whether the layer is enough faster."""
-        return self.reuse <= WORTH * self.dense
+    plan: ReusePlan
+    result: NetworkResult
+    timings: Timings
+    executable: tvm.runtime.Executable
 
 
-@dataclass
-class Findings:
-    """What the search learned about the layers, for the plan and the report."""
-
-    candidates: list[Candidate]
-    reasons: dict[str, str]
-    measured: dict[str, list[Measured]] = field(default_factory=dict)
-    chosen: dict[str, Measured] = field(default_factory=dict)
-    metric: Metric | None = None
-    images_needed: int | None = None
-    notes: list[str] = field(default_factory=list)
-
-
-class Search:
-    """One search; see the module.
+def search(
+    mod: tvm.IRModule,
+    checked: CheckedModel,
+    rules: CandidateRules,
+    calibration: CalibrationSet | None,
+    target: Target,
+    options: SearchOptions,
+    timings: Timings | None = None,
+) -> Outcome:
+    """Find a plan.
 
     Args:
         mod: canonical module.
-        checked: the model.
+        checked: the model it came from.
         rules: layers the user allows.
-        calibration: data; split here into a planning and a held-back half.
-        target: to compile for; measured on this machine.
-        options: what the user asked for.
-        timings: measurements to use and extend.
+        calibration: samples to plan and verify with; None leaves only lossless reuse, whose cost is measured.
+        target: what to compile for; times are taken on this machine.
+        options: the user's wishes.
+        timings: times of an earlier search, which make this one repeatable.
+
+    Raises:
+        DataError: the metric does not fit the network or the data.
     """
-
-    def __init__(
-        self,
-        mod: tvm.IRModule,
-        checked: CheckedModel,
-        rules: CandidateRules,
-        calibration: CalibrationSet,
-        target: Target,
-        options: SearchOptions,
-        timings: Timings,
-    ):
-        self.target, self.options, self.timings = target, options, timings
-        self.planning, self.held_back = calibration.split(options.seed)
-        self.cost = CostModel()
-        candidates = find_candidates(mod["main"], "main", rules)
-        self.findings = Findings(candidates, {c.layer: c.reason for c in candidates if c.reason})
-        self.open = [c for c in candidates if not c.reason]
-        for c in list(self.open):
-            if (reason := _alone(c, options.restriction)) is not None:
-                self.findings.reasons[c.layer] = reason
-                self.open.remove(c)
-        self.network = PlanningNetwork(mod, self.open, target, [spec.name for spec in checked.inputs])
-        self.batch = next(iter(self.planning))[0]
-        self.images = len(next(iter(self.batch.values())))
-
-    def run(self) -> Findings:
-        """Search.
-
-        Raises:
-            DataError: the metric does not fit the network or the data.
-        """
-        self._metric_name()
-        lists = shortlist(
-            self.network, self.open, self.planning, self.options.restriction, self.cost, self.options.seed
-        )
-        self._measure(lists)
-        self._weigh()
-        self._choose()
-        return self.findings
-
-    def _metric_name(self) -> None:
-        from adr_tvm.errors import DataError
-
-        try:
-            self.metric = new_metric(self.options.metric, DenseOutputs(self.network, self.planning, 1)).name
-        except ValueError as error:
-            raise DataError(str(error)) from None
-
-    @property
-    def budget(self) -> float:
-        """The budget in the metric's unit."""
-        if self.metric == "psnr":
-            return 40.0 if self.options.min_psnr is None else self.options.min_psnr
-        return self.options.max_drop
-
-    def _measure(self, lists: Mapping[str, Shortlist]) -> None:
-        """Compile what is shortlisted and time it inside the network; drop what is not enough faster."""
-        layers = [c for c in self.open if lists[c.layer].options]
-        self.findings.reasons |= {layer: s.reason for layer, s in lists.items() if not s.options}
-        with progress("measuring layers", len(layers)) as step:
-            for c in layers:
-                measured = self._measure_layer(c, lists[c.layer].options)
-                self.findings.measured[c.layer] = measured
-                if not any(m.worth for m in measured):
-                    best = min(measured, key=lambda m: m.reuse)
-                    self.findings.reasons[c.layer] = (
-                        f"measured no gain: at best {best.reuse / best.dense:.2f}x the dense time "
-                        f"({setting_key(best.short.setting)}, r_c {best.short.r_c:.2f})"
-                    )
-                step.advance(1, c.layer)
-
-    def _measure_layer(self, c: Candidate, options: Sequence[Shortlisted]) -> list[Measured]:
-        assert c.geometry is not None
-        kernels = {
-            setting_key(s.setting): LayerKernel(c.call, self.target, s.setting, *_arrays(s.planes)) for s in options
-        }
-        times = time_kernels(
-            self.network, c.layer, {"dense": self.network.dense[c.layer], **kernels}, self.batch, self.timings
-        )
-        x = self._input(c.layer)
-        r = self.network.dense[c.layer](x)[0].numpy()
-        measured = []
-        for s in options:
-            key = setting_key(s.setting)
-            clusters = count_clusters(kernels[key], [x])
-            y = kernels[key](x)[0].numpy()
-            limit = cluster_limit(c.geometry, s.setting, self.images, clusters, times[key], times["dense"])
-            guarded = dataclasses.replace(s, setting=dataclasses.replace(s.setting, max_clusters=limit))
-            measured.append(
-                Measured(guarded, kernels[key], times["dense"], times[key], clusters, _nmse(y, r))
-            )
-        return measured
-
-    def _input(self, layer: str) -> Any:
-        seen: list[Any] = []
-
-        def hook(at: str, x: Any) -> None:
-            if at == layer:
-                seen.append(tvm.runtime.tensor(x.numpy()))
-
-        with self.network.watching(hook):
-            self.network.run(self.batch)
-        return seen[0]
-
-    def _weigh(self) -> None:
-        """Error at the network's output of each setting that is worth its time, one layer at a time."""
-        worth = [(layer, m) for layer, ms in self.findings.measured.items() for m in ms if m.worth]
-        data = DenseOutputs(self.network, self.planning, SENSITIVITY_IMAGES)
-        with progress("weighing layers at the network's output", len(worth)) as step:
-            for layer, m in worth:
-                if m.short.setting.lossless:
-                    m.error = 0.0
-                else:
-                    _, m.error = output_errors(
-                        self.network, {layer: m.kernel}, data, new_metric(self.metric, data)
-                    )
-                step.advance(1, layer)
-
-    def _choose(self) -> None:
-        """The furthest plan of the nested sequence whose bound, on held-back data, is within the budget."""
-        options = {
-            layer: [Option(m.short.setting, m.dense - m.reuse, m.error) for m in ms if m.error is not None]
-            for layer, ms in self.findings.measured.items()
-        }
-        plans = nested_plans(options)
-        data = DenseOutputs(self.network, self.planning, CHOICE_IMAGES)
-        reached = self._furthest_within(plans, data)
-        held_back = DenseOutputs(self.network, self.held_back)
-        best: Metric | None = None
-        with progress("verifying on held-back data", None) as step:
-            while reached >= 0:
-                chosen = self._kernels_of(plans[reached])
-                best, _ = output_errors(self.network, _kernels(chosen), held_back, new_metric(self.metric, held_back))
-                step.advance(1, f"{len(chosen)} layers")
-                lossy = any(not m.short.setting.lossless for m in chosen.values())
-                if not lossy or best.within(self.budget):
-                    break
-                self.findings.images_needed = best.images_needed(self.budget)
-                reached -= 1
-        self.findings.metric = best
-        self._keep_what_pays(self._kernels_of(plans[max(reached, 0)]))
-        for layer, ms in self.findings.measured.items():
-            if layer not in self.findings.chosen and layer not in self.findings.reasons and any(m.worth for m in ms):
-                self.findings.reasons[layer] = "its error does not fit the accuracy budget"
-
-    def _furthest_within(self, plans: Sequence[Mapping[str, Option]], data: DenseOutputs) -> int:
-        """Largest step whose measured drop, without any margin, is within the budget on planning data (bisection)."""
-        low, high = 0, len(plans) - 1
-        with progress("choosing under the budget", None) as step:
-            while low < high:
-                middle = (low + high + 1) // 2
-                kernels = _kernels(self._kernels_of(plans[middle]))
-                metric, _ = output_errors(self.network, kernels, data, new_metric(self.metric, data))
-                step.advance(1, f"{len(kernels)} layers")
-                fits = metric.value() >= self.budget if self.metric == "psnr" else metric.drop() <= self.budget
-                low, high = (middle, high) if fits else (low, middle - 1)
-        return low
-
-    def _kernels_of(self, plan: Mapping[str, Option]) -> dict[str, Measured]:
-        return {
-            layer: next(m for m in self.findings.measured[layer] if m.short.setting == option.setting)
-            for layer, option in plan.items()
-        }
-
-    def _keep_what_pays(self, chosen: dict[str, Measured]) -> None:
-        """Drop layers that are not enough faster in whole runs of the network."""
-        if not chosen:
-            return
-        for layer, (dense, reuse) in time_in_place(
-            self.network, _kernels(chosen), self.batch, self.timings
-        ).items():
-            m = dataclasses.replace(chosen[layer], dense=dense, reuse=reuse)
-            if m.worth:
-                self.findings.chosen[layer] = m
-            else:
-                self.findings.reasons[layer] = f"no gain inside the network: {reuse / dense:.2f}x the dense time"
+    timings = timings or Timings()
+    if calibration is None:
+        findings = lossless_findings(mod, rules, target, options.seed, timings)
+        return _finish(mod, checked, findings, "none", None, target, options, timings)
+    found = LayerSearch(mod, checked, rules, calibration, target, options, timings)
+    findings = found.run()
+    return _finish(mod, checked, findings, found.metric, found.batch, target, options, timings)
 
 
-def lossless_findings(
-    mod: tvm.IRModule, rules: CandidateRules, target: Target, options: SearchOptions, timings: Timings
-) -> Findings:
-    """Without calibration data: `exact` rows wherever looking for repetition costs next to nothing."""
-    candidates = find_candidates(mod["main"], "main", rules)
-    findings = Findings(candidates, {c.layer: c.reason for c in candidates if c.reason})
-    probes = probe_costs([c for c in candidates if not c.reason], target, options.seed, timings)
-    for c in candidates:
-        if c.reason:
-            continue
-        probe = probes.get(c.layer)
-        if probe is None:
-            findings.reasons[c.layer] = "too few rows in an image for repetition to pay"
-        elif not probe.cheap:
-            findings.reasons[c.layer] = (
-                f"without calibration data: looking for repetition would cost up to {probe.probed / probe.dense - 1:.0%}, "
-                f"more than {MOST_OVERHEAD:.0%}"
-            )
-        else:
-            kernel = LayerKernel(c.call, target, probe.setting)
-            short = Shortlisted(probe.setting, None, 1.0, 0.0, 0.0)
-            findings.chosen[c.layer] = Measured(short, kernel, probe.dense, probe.probed, 0.0, 0.0, 0.0)
-    return findings
+def evaluate(
+    mod: tvm.IRModule,
+    checked: CheckedModel,
+    rules: CandidateRules,
+    plan: ReusePlan,
+    calibration: CalibrationSet | None,
+    target: Target,
+    options: SearchOptions,
+    timings: Timings | None = None,
+) -> Outcome:
+    """Apply a given plan as it is; measure and report it.
+
+    Raises:
+        ModelError: the plan names layers the model lacks, or its planes do not fit.
+        DataError: the metric does not fit the network or the data.
+    """
+    timings = timings or Timings()
+    findings, metric, batch = given_findings(mod, checked, rules, plan, calibration, target, options, timings)
+    return _finish(mod, checked, findings, metric, batch, target, options, timings, plan)
 
 
-def plan_of(findings: Findings, checked: CheckedModel, target: str, metric: str, budget: float, seed: int) -> ReusePlan:
-    """The plan that findings amount to."""
-    layers: dict[str, LayerPlan] = {}
-    planes: dict[str, HashPlanes] = {}
-    for c in findings.candidates:
-        m = findings.chosen.get(c.layer)
-        if m is None:
-            layers[c.layer] = LayerPlan(c.layer, "dense", None, findings.reasons.get(c.layer, "dense is faster"))
-            continue
-        gain = f"{m.dense / m.reuse:.2f}x faster inside the network, r_c {m.short.r_c:.3f}"
-        if m.short.predicted == 0:
-            gain = "lossless: costs next to nothing where nothing repeats"
-        layers[c.layer] = LayerPlan(c.layer, "reuse", m.short.setting, gain)
-        if m.short.planes is not None:
-            planes[c.layer] = m.short.planes
-    return ReusePlan(
-        model_sha256=checked.sha256, target=target, seed=seed, metric=metric, budget=budget, layers=layers, planes=planes
-    )
+def _finish(
+    mod: tvm.IRModule,
+    checked: CheckedModel,
+    findings: Findings,
+    metric: str,
+    batch: Mapping[str, np.ndarray] | None,
+    target: Target,
+    options: SearchOptions,
+    timings: Timings,
+    given: ReusePlan | None = None,
+) -> Outcome:
+    """Build, time the whole network, revert everything if it is slower after all, and sum up."""
+    budget = options.budget(metric)
+    with progress("building the library", None) as step:
+        plan = given or plan_of(findings, checked, str(target.kind.name), metric, budget, options.seed)
+        executable = build_plan(mod, plan, target)
+        step.advance(1)
+    times = _time_network(executable, checked, batch, bool(plan.reused), options.seed, timings)
+    bar = NOT_SLOWER_UNSEEN if batch is None else NOT_SLOWER
+    if given is None and plan.reused and times["main"] > bar * times["dense"]:
+        ratio = times["main"] / times["dense"]
+        for layer in findings.chosen:
+            findings.reasons[layer] = f"reverted: the whole network measured {ratio:.2f}x its dense time"
+        findings = dataclasses.replace(findings, chosen={})
+        plan = plan_of(findings, checked, str(target.kind.name), metric, budget, options.seed)
+        executable = build_plan(mod, plan, target)
+        times["main"] = times["dense"]
+    result = network_result(findings, plan, checked, target, metric, options, times)
+    return Outcome(plan, result, timings, executable)
 
 
-def _alone(c: Candidate, restriction: Restriction) -> str | None:
-    """Why nothing can repeat within a unit of this layer."""
-    if c.geometry is not None and c.geometry.rows == 1 and restriction.scope != "batch":
-        return "one row per image: nothing can repeat within an image (scope=batch looks across images)"
-    return None
+def _time_network(
+    executable: tvm.runtime.Executable,
+    checked: CheckedModel,
+    batch: Mapping[str, np.ndarray] | None,
+    reuses: bool,
+    seed: int,
+    timings: Timings,
+) -> dict[str, float]:
+    """Median seconds of a run of the whole network, by entry, in turn on the same batch."""
+    entries = ("main", "dense") if reuses else ("dense",)
+    if any(timings.get(f"network|{entry}") is None for entry in entries):
+        arrays = [
+            tvm.runtime.tensor(random_input(spec, seed) if batch is None else batch[spec.name])
+            for spec in checked.inputs
+        ]
+        machine = relax.VirtualMachine(executable, tvm.cpu())
+        samples: dict[str, list[float]] = {entry: [] for entry in entries}
+        for _ in range(REPEATS + 1):
+            for entry in entries:
+                samples[entry].append(seconds(_Run(machine[entry]), arrays))
+        for entry in entries:
+            timings.put(f"network|{entry}", statistics.median(samples[entry][1:]))
+    times = {entry: timings.get(f"network|{entry}") or 0.0 for entry in entries}
+    return {"main": times["dense"], **times}
 
 
-def _arrays(planes: HashPlanes | None) -> tuple[np.ndarray | None, np.ndarray | None]:
-    return (None, None) if planes is None else (planes.planes, planes.thresholds)
+class _Run:
+    """An entry of the library as a function of a list of inputs."""
+
+    def __init__(self, entry: Any):
+        self.entry = entry
+
+    def __call__(self, inputs: list[Any]) -> Any:
+        return self.entry(*inputs)
 
 
-def _kernels(chosen: Mapping[str, Measured]) -> dict[str, LayerKernel]:
-    return {layer: m.kernel for layer, m in chosen.items()}
-
-
-def _nmse(y: np.ndarray, r: np.ndarray) -> float:
-    r64 = r.astype(np.float64)
-    spread = float(((r64 - r64.mean(axis=tuple(range(r.ndim - 1)))) ** 2).sum())
-    return float(((y - r64) ** 2).sum()) / spread if spread > 0 else 0.0
-
-
+def random_input(spec: Any, seed: int) -> np.ndarray:
+    """A seeded sample batch of one for an input of the network."""
+    shape = [1 if isinstance(d, str) else d for d in spec.shape]
+    return np.random.default_rng(seed).standard_normal(shape).astype(spec.dtype)

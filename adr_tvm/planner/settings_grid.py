@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from adr_tvm.geometry import ConvGeometry
+from adr_tvm.planner.options import SearchOptions
 from adr_tvm.settings import ReuseSetting
 
-PIXEL_LENGTHS = (8, 16, 32)
+PIXEL_LENGTHS = (4, 8, 16, 32)
 BITS = (4, 6, 8, 10, 12)
 ROW_BITS = (6, 8, 10, 12)
 LONGEST_HASHED_ROW = 2048  # entries; the hash of a longer row costs more than its few members save
-LOSSLESS = ReuseSetting(granularity="row", hash="exact", L=1, H=1)
 
 
-@dataclass(frozen=True)
-class Restriction:
-    """What the user fixed; None leaves the choice to the search."""
-
-    granularity: str | None = None
-    L: int | None = None
-    H: int | None = None
-    hash: str | None = None
-    scope: str | None = None
-    lossless: bool = False
-
-
-def settings_grid(geometry: ConvGeometry, restriction: Restriction) -> list[ReuseSetting]:
+def settings_grid(geometry: ConvGeometry, options: SearchOptions) -> list[ReuseSetting]:
     """Settings worth looking at, lossless first.
 
     ``segment`` is tried only when asked for: hashing each tap's copy of a pixel again costs KH * KW times what
     ``pixel`` does.
     """
-    r = restriction
+    r = options
     scope = r.scope or "image"
     grid: list[ReuseSetting] = []
     if r.hash in (None, "exact") and r.granularity in (None, "row") and r.L is None and r.H is None:

@@ -8,7 +8,7 @@ dropped, and of the rest the Pareto front of (time, error) is thinned.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,15 +20,17 @@ from adr_tvm.passes.mark_candidates import Candidate
 from adr_tvm.planner.choose import pareto
 from adr_tvm.planner.cost import CostModel
 from adr_tvm.planner.network import PlanningNetwork
-from adr_tvm.planner.settings_grid import Restriction, settings_grid
+from adr_tvm.planner.options import SearchOptions
+from adr_tvm.planner.settings_grid import settings_grid
 from adr_tvm.progress import progress
 from adr_tvm.settings import ReuseSetting
 from adr_tvm.vector_statistics import VectorStatistics
 from adr_tvm.vectors import neuron_vectors
 
 FIT_POSITIONS = 16_384  # positions looked at per layer, so that large images do not take minutes
-WORTH_PREDICTED = 0.9  # of the dense time; predictions are rough, so the bar is lower than for measurements
-MOST_SETTINGS = 4  # of one layer that are compiled and measured
+WORTH_PREDICTED = 1.2  # of the dense time: predictions are rough, measurement decides
+MOST_SETTINGS = 5  # of one layer that are compiled and measured
+WITH_GAIN = 2  # the most accurate of them are also tried with gain
 
 
 @dataclass
@@ -72,13 +74,13 @@ def shortlist(
     network: PlanningNetwork,
     candidates: Sequence[Candidate],
     planning: CalibrationSet,
-    restriction: Restriction,
+    options: SearchOptions,
     cost: CostModel,
-    seed: int,
 ) -> dict[str, Shortlist]:
     """Settings worth measuring, by layer."""
-    grids = {c.layer: settings_grid(_geometry(c), restriction) for c in candidates}
+    grids = {c.layer: settings_grid(_geometry(c), options) for c in candidates}
     geometries = {c.layer: _geometry(c) for c in candidates}
+    seed = options.seed
     statistics = _fit(network, geometries, grids, planning, seed)
     samples = _sample_inputs(network, geometries, planning)
     lists: dict[str, Shortlist] = {}
@@ -163,8 +165,8 @@ def _analysed(
     cost: CostModel,
     seed: int,
 ) -> Shortlisted:
-    planes = None if setting.hash == "exact" else make_planes(
-        setting.hash, setting.H, statistics[shape_key(setting)], seed
+    planes = (
+        None if setting.hash == "exact" else make_planes(setting.hash, setting.H, statistics[shape_key(setting)], seed)
     )
     units = len(images) if setting.scope == "image" else 1
     r_c, nmse = analyse(neuron_vectors(images, geometry, setting), planes, units)
@@ -184,4 +186,6 @@ def _thinned(analysed: list[Shortlisted], dense: float) -> Shortlist:
     front.sort(key=lambda s: s.nmse)
     if len(front) > MOST_SETTINGS:
         front = [front[round(i * (len(front) - 1) / (MOST_SETTINGS - 1))] for i in range(MOST_SETTINGS)]
-    return Shortlist(options=front)
+    scalable = [s for s in front if s.setting.granularity == "pixel" and s.planes is not None][:WITH_GAIN]
+    gains = [replace(s, setting=replace(s.setting, gain=True)) for s in scalable]
+    return Shortlist(options=[*front, *gains])

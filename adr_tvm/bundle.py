@@ -1,0 +1,280 @@
+"""The bundle: the folder that compiling writes and that ``adr_tvm.load`` reads.
+
+| file | content |
+|---|---|
+| ``bundle.json`` | the manifest: what the library takes and returns, and what it was made from |
+| ``model.so`` | the compiled network: entries ``main``, ``dense`` and, if a layer reuses, ``main_counts`` |
+| ``plan.json``, ``planes.npz`` | the plan |
+| ``report.json``, ``report.html``, ``timings.json`` | what was measured |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import adr_tvm
+from adr_tvm.errors import MissingDependencyError, ModelError, UsageError
+from adr_tvm.jsonfile import read_json, write_json
+from adr_tvm.plan import PLAN_FILE, PLANES_FILE, ReusePlan, installed_tvm_version
+from adr_tvm.processor import vector_extensions
+from adr_tvm.results import REPORT_FILE
+from adr_tvm.settings import Scope
+from adr_tvm.tensor_spec import TensorSpec
+
+if TYPE_CHECKING:
+    import tvm
+
+    from adr_tvm.onnx_model import CheckedModel
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "bundle.json"
+LIBRARY_FILE = "model.so"
+TIMINGS_FILE = "timings.json"
+HTML_FILE = "report.html"
+BUNDLE_FILES = (MANIFEST_FILE, LIBRARY_FILE, PLAN_FILE, PLANES_FILE, REPORT_FILE, TIMINGS_FILE, HTML_FILE)
+
+
+@dataclass(frozen=True)
+class ReuseLayer:
+    """A layer that reuses.
+
+    Attributes:
+        layer: the ONNX node name.
+        vectors: neuron vectors of one image, all segments together.
+        scope: ``image``: every image is a unit; ``batch``: the call is one.
+        max_clusters: clusters in a unit above which it runs dense; None never does.
+    """
+
+    layer: str
+    vectors: int
+    scope: Scope
+    max_clusters: int | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``bundle.json``.
+
+    Attributes:
+        model, model_sha256: file name and hash of the ONNX file.
+        target: what was compiled for, as the user named it.
+        cpu: LLVM's name of that processor.
+        cpu_features: vector extensions that the library may use; without them it cannot run.
+        library_sha256: of ``model.so``.
+        inputs, outputs: of the network, in order.
+        reuse_layers: in the order of the counts of ``main_counts``.
+        lossless: whether ``main`` returns the same bits as ``dense``.
+        adr_version, tvm_version: of the programs that made the bundle.
+        version: of the file format.
+    """
+
+    model: str
+    model_sha256: str
+    target: str
+    cpu: str
+    cpu_features: list[str]
+    library_sha256: str
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    reuse_layers: list[ReuseLayer]
+    lossless: bool
+    adr_version: str = adr_tvm.__version__
+    tvm_version: str = field(default_factory=installed_tvm_version)
+    version: int = FORMAT_VERSION
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``bundle.json`` into ``folder``.
+
+        Raises:
+            UsageError: the folder cannot be written.
+        """
+        path = Path(folder) / MANIFEST_FILE
+        write_json(path, asdict(self))
+        return path
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Manifest:
+        """Read ``bundle.json`` of a bundle.
+
+        Raises:
+            ModelError: the folder is no bundle, or the file is damaged or of a newer format.
+        """
+        path = Path(folder) / MANIFEST_FILE
+        if not path.parent.is_dir():
+            raise ModelError(f"{path.parent} is not a folder: give the one that adr-compile wrote")
+        if not path.is_file():
+            raise ModelError(f"{path.parent} is not a bundle, it has no {MANIFEST_FILE}: make one with adr-compile")
+        return read_json(path, cls, FORMAT_VERSION, ModelError)
+
+
+def write_bundle(
+    folder: str | Path,
+    executable: tvm.runtime.Executable,
+    checked: CheckedModel,
+    plan: ReusePlan,
+    mod: tvm.IRModule,
+    target: tvm.target.Target,
+) -> Manifest:
+    """Write all of a bundle but the reports; returns the manifest.
+
+    Args:
+        folder: takes the files; usually from ``staged``.
+        executable: what ``adr_tvm.build.build_plan`` made.
+        checked: the model.
+        plan: what was applied.
+        mod: the canonical module, before the plan was applied.
+        target: what the executable is for.
+
+    Raises:
+        MissingDependencyError: there is no C++ compiler to link with.
+        UsageError: the folder cannot be written.
+    """
+    library = write_library(executable, folder)
+    plan.save(folder)
+    manifest = describe(checked, plan, mod, target, library)
+    manifest.save(folder)
+    return manifest
+
+
+def check_linker() -> None:
+    """See that ``write_library`` will be able to link, before a long search.
+
+    Raises:
+        MissingDependencyError: there is no C++ compiler to link with.
+    """
+    from tvm.support import cc
+
+    if cc.get_cc() is None:
+        raise MissingDependencyError("no C++ compiler to link with: install one (apt install g++) or name it in CXX")
+
+
+def write_library(executable: tvm.runtime.Executable, folder: str | Path) -> Path:
+    """Link an executable into ``model.so``; returns its path.
+
+    Raises:
+        MissingDependencyError: there is no C++ compiler to link with.
+        UsageError: the folder cannot be written.
+    """
+    check_linker()
+    path = Path(folder) / LIBRARY_FILE
+    try:
+        executable.export_library(str(path))
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+    return path
+
+
+def describe(
+    checked: CheckedModel, plan: ReusePlan, mod: tvm.IRModule, target: tvm.target.Target, library: Path
+) -> Manifest:
+    """The manifest of a library; arguments as for ``write_bundle``."""
+    from adr_tvm._tvm import cpu_features
+    from adr_tvm.passes.mark_candidates import CandidateRules, find_candidates
+
+    layers = [
+        ReuseLayer(c.layer, c.geometry.vectors(setting), setting.scope, setting.max_clusters)
+        for c in find_candidates(mod["main"], "main", CandidateRules())
+        if (setting := plan.reused.get(c.layer)) is not None and c.geometry is not None
+    ]
+    return Manifest(
+        model=checked.path.name,
+        model_sha256=checked.sha256,
+        target=plan.target,
+        cpu=str(target.attrs.get("mcpu", "")),
+        cpu_features=vector_extensions(cpu_features(target)),
+        library_sha256=file_sha256(library),
+        inputs=list(checked.inputs),
+        outputs=list(checked.outputs),
+        reuse_layers=layers,
+        lossless=all(setting.lossless for setting in plan.reused.values()),
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def staged(folder: str | Path) -> Iterator[Path]:
+    """A temporary folder beside ``folder``, which takes its place when the context ends without an error.
+
+    After an error or Ctrl-C ``folder`` is as it was. An existing ``folder`` is replaced only if it is empty
+    or holds a bundle and nothing else.
+
+    Raises:
+        UsageError: ``folder`` cannot be written, or holds something else; on entry, before any work is done.
+        ValueError: at the end, the temporary folder holds a file that is not in ``BUNDLE_FILES``.
+    """
+    goal = Path(os.path.realpath(folder))  # where ``folder`` is a link, the link stays
+    _check_replaceable(goal)
+    beside = f".{goal.name}.{os.getpid()}-{secrets.token_hex(4)}"
+    staging, old = goal.with_name(f"{beside}.part"), goal.with_name(f"{beside}.old")
+    try:
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(f"cannot write {folder}: {error.strerror or error}") from error
+    try:
+        yield staging
+        unknown = sorted(set(os.listdir(staging)) - set(BUNDLE_FILES))
+        if unknown:
+            raise ValueError(f"{unknown[0]} is not a file of a bundle")
+        _check_replaceable(goal)
+        _swap(staging, goal, old)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check_replaceable(goal: Path) -> None:
+    try:
+        names = set(os.listdir(goal))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UsageError(f"cannot write {goal}: {error.strerror or error}") from error
+    if names and not _is_bundle(goal):
+        raise UsageError(f"{goal} is not empty and not a bundle: give a new folder, nothing in it is touched")
+    foreign = sorted(names - set(BUNDLE_FILES))
+    if foreign:
+        raise UsageError(f"{goal} holds {foreign[0]!r}, which is no part of a bundle: move it away first")
+
+
+def _is_bundle(folder: Path) -> bool:
+    try:
+        content = json.loads((folder / MANIFEST_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and "adr_version" in content
+
+
+def _swap(staging: Path, goal: Path, old: Path) -> None:
+    try:
+        if goal.exists():
+            os.rename(goal, old)
+        os.rename(staging, goal)
+    except BaseException as error:
+        if old.exists() and not goal.exists():
+            os.rename(old, goal)
+        if isinstance(error, OSError):
+            raise UsageError(f"cannot write {goal}: {error.strerror or error}") from error
+        raise
+    shutil.rmtree(old, ignore_errors=True)

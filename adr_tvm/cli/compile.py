@@ -1,0 +1,200 @@
+"""``adr-compile``: an ONNX model in, a verified library with reuse out.
+
+Only ``run`` imports what compiles: ``--help`` must answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import NoReturn
+
+from adr_tvm import __version__
+from adr_tvm.cli.common import add_verbosity, run_cli
+from adr_tvm.errors import GoalUnmetError, UsageError
+from adr_tvm.options import METRIC_NAMES, CompileOptions
+from adr_tvm.settings import GRANULARITIES, HASH_FAMILIES, MAX_BITS, SCOPES
+from adr_tvm.targets import TARGETS
+
+DESCRIPTION = """\
+Compile an ONNX network into a library whose layers reuse the products of
+similar input vectors (Adaptive Deep Reuse) wherever that measures faster and
+the whole stays within an accuracy budget. The other layers stay dense, and the
+report says why."""
+
+EPILOG = """\
+examples:
+  adr-compile m.onnx --dry-run
+      what could be rewritten, and why not the rest
+  adr-compile m.onnx
+      dense, with lossless reuse where looking for repetition costs next to nothing
+  adr-compile m.onnx --calib images.npz --max-drop 0.005
+      with reuse, at most 0.5 % of the answers other than the dense network's
+  adr-compile m.onnx --calib images.npz --labels-name labels
+      with reuse, at most 1 % (the default) of top-1 accuracy lost
+  adr-compile denoise.onnx --calib images.npz --min-psnr 40
+      an image network, no further than 40 dB from its dense output
+  adr-compile m.onnx --plan m-adr/plan.json
+      an earlier plan, without a search
+
+Calibration data are an .npz file whose arrays [n, ...] are named like the
+model's inputs, or a folder of .npy files, prepared exactly as the network takes
+them: nothing is scaled or converted. Half of them choose the plan, the other
+half verify it.
+
+exit codes:
+  0 done, also when all layers stay dense    4 --min-speedup not reached; the
+  1 internal error                             best found is written
+  2 wrong use                                5 a dependency is missing
+  3 bad or unsupported model or data       130 interrupted"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as all other errors."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line; option names are the fields of ``CompileOptions``."""
+    parser = _Parser(
+        prog="adr-compile",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="MODEL.onnx", help="the network")
+    parser.add_argument("-o", "--out", metavar="OUT", help="folder of the bundle (default: MODEL-adr)")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    add_verbosity(parser)
+    _add_model_options(parser.add_argument_group("model and target"))
+    _add_accuracy_options(parser.add_argument_group("accuracy"))
+    _add_search_options(parser.add_argument_group("search"))
+    _add_output_options(parser.add_argument_group("looking inside"))
+    return parser
+
+
+def _add_model_options(group: argparse._ArgumentGroup) -> None:
+    targets = "; ".join(f"{entry.name}: {entry.description}" for entry in TARGETS.values())
+    group.add_argument("--target", metavar="NAME", help=f"what to compile for: {targets} (default: cpu)")
+    group.add_argument(
+        "--input-shapes",
+        metavar="NAME:DIMS",
+        action="append",
+        help="shapes of inputs whose size is free, as x:1,3,224,224; several with ';' or by repeating the "
+        "option; the first dimension may stay a name, as x:N,3,224,224",
+    )
+    group.add_argument("--threads", metavar="N", type=int, help="threads to measure with (default: all cores)")
+
+
+def _add_accuracy_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--calib", metavar="DATA", help="calibration data: .npz file or folder of .npy files")
+    group.add_argument("--labels-name", metavar="NAME", help="array of DATA with the class labels, from 0")
+    group.add_argument(
+        "--metric",
+        metavar="|".join(METRIC_NAMES),
+        help="what the budget is measured in; auto: top1 with labels, else agreement with the dense "
+        "network for classifiers, else nmse (default: auto)",
+    )
+    group.add_argument(
+        "--max-drop",
+        metavar="X",
+        type=float,
+        help="budget: largest drop of top1 or agreement, as a fraction; for nmse its largest value (default: 0.01)",
+    )
+    group.add_argument(
+        "--min-psnr", metavar="DB", type=float, help="budget for psnr: its smallest value, in dB (default: 40)"
+    )
+    group.add_argument(
+        "--lossless", action="store_true", default=None, help="bit-identical reuse only: no accuracy is spent"
+    )
+    group.add_argument("--batch-size", metavar="N", type=int, help="samples in a calibration batch (default: 32)")
+
+
+def _add_search_options(group: argparse._ArgumentGroup) -> None:
+    for flag, effect in (("--skip", "found in"), ("--only", "not found in")):
+        group.add_argument(
+            flag,
+            metavar="PATTERN",
+            action="append",
+            help=f"leave layers dense if this regular expression is {effect} their name; may be repeated"
+            + ("; wins over --only" if flag == "--skip" else ""),
+        )
+    group.add_argument("--plan", metavar="FILE", help="apply and measure this plan.json in place of a search")
+    group.add_argument("--timings", metavar="FILE", help="use the times of this timings.json: repeats a search exactly")
+    group.add_argument("--granularity", metavar="|".join(GRANULARITIES), help="search only this granularity")
+    group.add_argument("--L", metavar="N", type=int, help="search only neuron vectors of this length")
+    group.add_argument("--H", metavar="N", type=int, help=f"search only this number of hash bits, 1 to {MAX_BITS}")
+    group.add_argument("--hash", metavar="|".join(HASH_FAMILIES), help="search only this hash family")
+    group.add_argument(
+        "--scope",
+        metavar="|".join(SCOPES),
+        help="search only this scope; with batch an image's result depends on its batch (default: image)",
+    )
+    group.add_argument("--seed", metavar="N", type=int, help="of everything random (default: 0)")
+    group.add_argument("--time-budget", metavar="S", type=float, help="seconds the search may take")
+    group.add_argument(
+        "--min-speedup",
+        metavar="X",
+        type=float,
+        help="goal for dense time / reuse time; exit code 4 if missed",
+    )
+
+
+def _add_output_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="list the layers and whether they may reuse; build and write nothing",
+    )
+    group.add_argument("--dump-ir", metavar="DIR", help="write the module to DIR after each pass")
+
+
+def options_of(arguments: argparse.Namespace) -> CompileOptions:
+    """The options that the command line gives; the rest keep their defaults.
+
+    Raises:
+        UsageError: they make no sense.
+    """
+    given = {field.name: getattr(arguments, field.name) for field in fields(CompileOptions)}
+    given = {name: value for name, value in given.items() if value is not None}
+    if "min_psnr" in given and "max_drop" in given:
+        raise UsageError("--max-drop and --min-psnr are budgets of different metrics: give one")
+    if "input_shapes" in given:
+        from adr_tvm.onnx_inputs import parse_input_shapes
+
+        given["input_shapes"] = parse_input_shapes(given["input_shapes"])
+    return CompileOptions(**given)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Compile, or with ``--dry-run`` list; results go to stdout."""
+    options = options_of(arguments)
+    from adr_tvm.terminal import print_candidates, print_result
+
+    if arguments.dry_run:
+        from adr_tvm.loaded_network import LoadedNetwork
+
+        network = LoadedNetwork(arguments.model, options)
+        print_candidates(network.checked.path.stem, network.layers)
+        return
+    from adr_tvm.compiler import compile_model
+
+    try:
+        compiled = compile_model(arguments.model, arguments.out, options, arguments.calib)
+    except GoalUnmetError as error:
+        print_result(error.result.result)
+        raise
+    print_result(compiled.result)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    return run_cli(run, make_parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""A whole compile run: ONNX file in, bundle out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adr_tvm.errors import GoalUnmetError, UsageError
+from adr_tvm.options import CompileOptions
+from adr_tvm.progress import get_log
+from adr_tvm.threads import set_threads
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from adr_tvm.calibration import CalibrationSet
+    from adr_tvm.loaded_network import LoadedNetwork
+    from adr_tvm.plan import ReusePlan
+    from adr_tvm.planner.options import SearchOptions
+    from adr_tvm.planner.search import Outcome
+    from adr_tvm.results import NetworkResult, Timings
+
+__all__ = ["CompileOptions", "CompileResult", "compile_model", "default_output"]
+
+CALIBRATION_HINT = (
+    "no calibration data, so only lossless reuse is considered; with --calib layers may also reuse "
+    "approximately, within the accuracy budget"
+)
+
+
+@dataclass(frozen=True)
+class CompileResult:
+    """What a compile run made.
+
+    Attributes:
+        folder: the bundle; ``adr_tvm.load`` takes it.
+        plan: what each layer does and why.
+        result: what was measured.
+    """
+
+    folder: Path
+    plan: ReusePlan
+    result: NetworkResult
+
+
+def default_output(model_path: str | Path) -> Path:
+    """Where the bundle goes if the user does not say: ``MODEL-adr`` beside ``MODEL.onnx``."""
+    path = Path(model_path)
+    return path.with_name(f"{path.stem}-adr") if path.name else Path("model-adr")
+
+
+def compile_model(
+    model_path: str | Path,
+    out: str | Path | None = None,
+    options: CompileOptions | None = None,
+    calibration: str | Path | np.ndarray | Mapping[str, np.ndarray] | Iterable[Any] | None = None,
+) -> CompileResult:
+    """Compile an ONNX model into a bundle: library, plan and reports.
+
+    Without calibration data layers reuse losslessly, where that costs next to nothing. A run that fails or is
+    interrupted leaves nothing behind.
+
+    Args:
+        model_path: the ONNX file.
+        out: folder of the bundle; None: ``MODEL-adr`` beside the model. An earlier bundle there is replaced.
+        options: the defaults if None.
+        calibration: samples like those that the network will see: whatever
+            ``adr_tvm.calibration.open_calibration`` takes.
+
+    Raises:
+        ModelError: the model or plan is bad or not supported.
+        DataError: the calibration data or timings are bad.
+        UsageError: the output cannot be written, or options do not fit the model or the data.
+        GoalUnmetError: ``options.min_speedup`` was not reached. The bundle was written, and ``result`` of the
+            error is the ``CompileResult``.
+        MissingDependencyError: there is no C++ compiler to link with.
+    """
+    options = options or CompileOptions()
+    folder = default_output(model_path) if out is None else Path(out)
+    if calibration is None:
+        _check_uncalibrated(options)
+    set_threads(options.threads)
+
+    from adr_tvm import bundle
+    from adr_tvm.loaded_network import LoadedNetwork
+    from adr_tvm.report import write_report
+    from adr_tvm.results import Timings
+
+    bundle.check_linker()
+    timings = None if options.timings is None else Timings.load(options.timings)
+    network = LoadedNetwork(model_path, options)
+    samples, plan = network.open_calibration(calibration), network.given_plan()
+    with bundle.staged(folder) as staging:
+        outcome = _plan_layers(network, samples, plan, timings)
+        library = bundle.write_library(outcome.executable, staging)
+        bundle.describe(network.checked, outcome.plan, network.mod, network.target, library).save(staging)
+        outcome.plan.save(staging)
+        outcome.result.save(staging)
+        outcome.timings.save(staging / bundle.TIMINGS_FILE)
+        write_report(outcome.result, staging)
+    get_log().info("wrote %s", folder)
+    compiled = CompileResult(folder, outcome.plan, outcome.result)
+    _check_goal(compiled, options.min_speedup)
+    return compiled
+
+
+def _plan_layers(
+    network: LoadedNetwork, samples: CalibrationSet | None, plan: ReusePlan | None, timings: Timings | None
+) -> Outcome:
+    """Search, or measure the given plan; the dense network is compared with ONNX Runtime first."""
+    from adr_tvm.build import build_module, build_plan
+    from adr_tvm.dense_check import check_dense, some_inputs
+    from adr_tvm.planner.search import evaluate, search
+
+    options, checked = network.options, network.checked
+    inputs = some_inputs(checked.inputs, samples, options.seed)
+    dense = check_dense(build_module(network.mod, network.target), checked, inputs)
+    if dense.note:
+        get_log().warning("%s", dense.note)
+    else:
+        get_log().info("the dense network is within %.1e of ONNX Runtime's largest output", dense.error)
+    notes = [dense.note] if dense.note else []
+    if samples is None and plan is None:
+        get_log().info("%s", CALIBRATION_HINT)
+        notes.append(CALIBRATION_HINT)
+    arguments = (samples, network.target, _search_options(options), timings)
+    if plan is None:
+        outcome = search(network.mod, checked, network.rules, *arguments)
+    else:
+        outcome = evaluate(network.mod, checked, network.rules, plan, *arguments)
+    if network.dump is not None:
+        build_plan(network.mod, outcome.plan, network.target, network.dump)
+    result = replace(
+        outcome.result,
+        target=options.target,
+        max_abs_error=dense.error,
+        notes=[*outcome.result.notes, *notes],
+    )
+    return replace(outcome, plan=plan or replace(outcome.plan, target=options.target), result=result)
+
+
+def _search_options(options: CompileOptions) -> SearchOptions:
+    from adr_tvm.planner.options import SearchOptions
+
+    named = {field.name: getattr(options, field.name) for field in fields(SearchOptions)}
+    if options.min_psnr is not None:
+        named["metric"] = "psnr"
+    return SearchOptions(**named)
+
+
+def _check_uncalibrated(options: CompileOptions) -> None:
+    needless = [flag for flag, value in options.narrowed.items() if value not in ("exact", "row", "image")]
+    if options.labels_name is not None:
+        needless.append("--labels-name")
+    if needless:
+        raise UsageError(
+            f"{' and '.join(needless)} cannot be used without calibration data: add --calib, such as --calib images.npz"
+        )
+
+
+def _check_goal(compiled: CompileResult, goal: float | None) -> None:
+    reached = compiled.result.speedup
+    if goal is None or (reached is not None and reached >= goal):
+        return
+    what = "no speedup was measured" if reached is None else f"the speedup is {reached:.2f}x"
+    raise GoalUnmetError(f"{what}, --min-speedup asks for {goal:g}x; the best found is in {compiled.folder}", compiled)

@@ -1,0 +1,81 @@
+"""What a search learned about the layers, and the plan that it amounts to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from adr_tvm.hashing import HashPlanes
+from adr_tvm.metrics import Metric
+from adr_tvm.onnx_model import CheckedModel
+from adr_tvm.passes.mark_candidates import Candidate
+from adr_tvm.plan import LayerPlan, ReusePlan
+from adr_tvm.planner.layer_kernel import LayerKernel
+from adr_tvm.planner.shortlist import Shortlisted
+
+WORTH = 0.95  # a layer is taken only at or below this share of its dense time, measured inside the network
+
+
+@dataclass
+class Measured:
+    """One compiled and measured setting of one layer.
+
+    Attributes:
+        short: setting, planes, prediction.
+        kernel: compiled, with the guard's limit.
+        dense, reuse: seconds of a batch inside the network.
+        clusters: of one unit.
+        nmse: of the layer's output.
+        error: NMSE at the network's output; None until weighed.
+    """
+
+    short: Shortlisted
+    kernel: LayerKernel
+    dense: float
+    reuse: float
+    clusters: float
+    nmse: float
+    error: float | None = None
+
+    @property
+    def worth(self) -> bool:
+        """Whether the layer is enough faster."""
+        return self.reuse <= WORTH * self.dense
+
+
+@dataclass
+class Findings:
+    """What the search learned about the layers, for the plan and the report."""
+
+    candidates: list[Candidate]
+    reasons: dict[str, str]
+    measured: dict[str, list[Measured]] = field(default_factory=dict)
+    chosen: dict[str, Measured] = field(default_factory=dict)
+    metric: Metric | None = None
+    images_needed: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def plan_of(findings: Findings, checked: CheckedModel, target: str, metric: str, budget: float, seed: int) -> ReusePlan:
+    """The plan that findings amount to."""
+    layers: dict[str, LayerPlan] = {}
+    planes: dict[str, HashPlanes] = {}
+    for c in findings.candidates:
+        m = findings.chosen.get(c.layer)
+        if m is None:
+            layers[c.layer] = LayerPlan(c.layer, "dense", None, findings.reasons.get(c.layer, "dense is faster"))
+            continue
+        gain = f"{m.dense / m.reuse:.2f}x faster inside the network, r_c {m.short.r_c:.3f}"
+        if m.short.predicted == 0:
+            gain = "lossless: costs next to nothing where nothing repeats"
+        layers[c.layer] = LayerPlan(c.layer, "reuse", m.short.setting, gain)
+        if m.short.planes is not None:
+            planes[c.layer] = m.short.planes
+    return ReusePlan(
+        model_sha256=checked.sha256,
+        target=target,
+        seed=seed,
+        metric=metric,
+        budget=budget,
+        layers=layers,
+        planes=planes,
+    )

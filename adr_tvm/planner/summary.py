@@ -1,0 +1,105 @@
+"""The report's numbers from what a search found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from tvm.target import Target
+
+from adr_tvm._tvm import host_cpu
+from adr_tvm.formats import geometry_text
+from adr_tvm.onnx_model import CheckedModel
+from adr_tvm.passes.mark_candidates import Candidate
+from adr_tvm.plan import ReusePlan
+from adr_tvm.planner.choose import pareto
+from adr_tvm.planner.cost import reuse_macs
+from adr_tvm.planner.findings import Findings, Measured
+from adr_tvm.planner.options import SearchOptions
+from adr_tvm.results import Candidate as Tried
+from adr_tvm.results import LayerResult, NetworkResult
+
+
+def network_result(
+    findings: Findings,
+    plan: ReusePlan,
+    checked: CheckedModel,
+    target: Target,
+    metric: str,
+    options: SearchOptions,
+    times: Mapping[str, float],
+) -> NetworkResult:
+    """Everything the report shows.
+
+    Args:
+        times: seconds of one run of the network, ``main`` and ``dense``.
+    """
+    lossy = any(s is not None and not s.lossless for s in plan.reused.values())
+    notes = list(findings.notes)
+    if any(s is not None and s.scope == "batch" for s in plan.reused.values()):
+        notes.append("Layers with scope=batch: an image's result depends on the other images of its batch.")
+    measured = findings.metric
+    if findings.images_needed is not None:
+        notes.append(
+            f"The budget was the limit: about {findings.images_needed} held-back images would let a plan with more "
+            "reuse pass it."
+        )
+    return NetworkResult(
+        model=os.path.basename(str(checked.path)),
+        model_sha256=checked.sha256,
+        target=str(target.kind.name),
+        cpu=host_cpu(),
+        threads=int(os.environ.get("TVM_NUM_THREADS", "0")),
+        seed=options.seed,
+        metric=metric,
+        budget=options.budget(metric) if measured is not None else None,
+        drop=None if measured is None or not lossy else measured.drop(),
+        bound=None if measured is None or not lossy else measured.bound(),
+        n_images=0 if measured is None else measured.images,
+        images_needed=findings.images_needed,
+        dense_ms=times["dense"] * 1e3,
+        reuse_ms=times["main"] * 1e3,
+        layers=[_layer_result(c, findings, plan) for c in findings.candidates],
+        notes=notes,
+    )
+
+
+def _layer_result(c: Candidate, findings: Findings, plan: ReusePlan) -> LayerResult:
+    g, chosen = c.geometry, findings.chosen.get(c.layer)
+    tried = findings.measured.get(c.layer, [])
+    decided = plan.layers.get(c.layer)
+    first = chosen or (tried[0] if tried else None)
+    return LayerResult(
+        layer=c.layer,
+        op=c.kind,
+        geometry="" if g is None else geometry_text(g),
+        decision="reuse" if chosen is not None else "dense",
+        setting=chosen.short.setting if chosen is not None else None,
+        reason=decided.reason if decided is not None else findings.reasons.get(c.layer, "dense"),
+        macs_dense=g.macs if g is not None else 0,
+        macs_reuse=None if g is None or chosen is None else reuse_macs(g, chosen.short.setting, chosen.short.r_c),
+        time_dense_ms=None if first is None else first.dense * 1e3,
+        time_reuse_ms=None if chosen is None else chosen.reuse * 1e3,
+        predicted_ms=None if chosen is None else chosen.short.predicted * 1e3,
+        clusters=None if chosen is None else chosen.clusters,
+        vectors=None if g is None or chosen is None else g.vectors(chosen.short.setting),
+        r_c=None if chosen is None else chosen.short.r_c,
+        nmse_layer=None if chosen is None else chosen.nmse,
+        output_error=None if chosen is None else chosen.error,
+        candidates=_tried(tried, chosen),
+    )
+
+
+def _tried(tried: list[Measured], chosen: Measured | None) -> list[Tried]:
+    front = pareto([(m.reuse, m.nmse if m.error is None else m.error) for m in tried])
+    return [
+        Tried(
+            setting=m.short.setting,
+            time_ms=m.reuse * 1e3,
+            error=m.error,
+            r_c=m.short.r_c,
+            chosen=chosen is not None and m.short.setting == chosen.short.setting,
+            pareto=kept,
+        )
+        for m, kept in zip(tried, front, strict=True)
+    ]

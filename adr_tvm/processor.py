@@ -1,0 +1,46 @@
+"""This machine's processor: its name, and whether it has what a library was compiled for."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+_CPUINFO = Path("/proc/cpuinfo")
+_EXTENSIONS = re.compile(r"avx2?|fma|f16c|avx512(f|bw|dq|vl|cd|vnni|bf16)")
+
+
+def vector_extensions(features: Iterable[str]) -> list[str]:
+    """The x86 extensions among a processor's features that the code generator uses.
+
+    LLVM and Linux name them alike, separators aside (``avx512vnni``, ``avx512_vnni``).
+    """
+    plain = {re.sub("[^a-z0-9]", "", feature.lower()) for feature in features}
+    return sorted(name for name in plain if _EXTENSIONS.fullmatch(name))
+
+
+def missing_extensions(needed: Iterable[str]) -> list[str]:
+    """Which of the extensions this processor lacks; none where the system does not tell."""
+    flags = _cpuinfo().get("flags")
+    if flags is None:
+        return []
+    have = vector_extensions(flags.split())
+    return [name for name in needed if name not in have]
+
+
+def processor_name() -> str:
+    """The maker's name for this processor."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+@cache
+def _cpuinfo() -> dict[str, str]:
+    """Properties of the first processor in /proc/cpuinfo."""
+    try:
+        text = _CPUINFO.read_text()
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}

@@ -1,0 +1,170 @@
+"""Running a compiled network: ``adr_tvm.load(folder)``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from adr_tvm.bundle import LIBRARY_FILE, Manifest, ReuseLayer, file_sha256
+from adr_tvm.errors import ModelError
+from adr_tvm.plan import ReusePlan
+from adr_tvm.processor import missing_extensions, processor_name
+from adr_tvm.tensor_spec import TensorSpec
+from adr_tvm.tensors import Array, check_inputs, fit_for_kernels, is_torch, own_outputs
+from adr_tvm.threads import set_threads
+
+if TYPE_CHECKING:
+    import tvm
+
+Outputs: TypeAlias = "Array | tuple[Array, ...]"
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCounts:
+    """What one reuse layer counted in one call.
+
+    Attributes:
+        clusters: int [units], segments summed. A unit is an image (scope ``image``) or the call (``batch``).
+            0 where a look at some rows found too little to go on counting (hash ``exact``).
+        reused: bool [units]; False where the unit held too many clusters and ran dense.
+        vectors: neuron vectors of a unit, segments summed.
+    """
+
+    clusters: np.ndarray
+    reused: np.ndarray
+    vectors: int
+
+    @property
+    def r_c(self) -> float:
+        """Remaining ratio, clusters / vectors, over all units; where nothing was counted, nothing is saved."""
+        remaining = np.where(self.clusters == 0, self.vectors, self.clusters)
+        return float(remaining.mean()) / self.vectors
+
+
+def load(folder: str | Path, threads: int | None = None) -> ReuseModel:
+    """Load a bundle. It holds machine code: load only what you would also execute.
+
+    Args:
+        folder: what ``adr-compile`` wrote.
+        threads: for all models of this process; None: ``TVM_NUM_THREADS``, else all physical cores.
+
+    Raises:
+        ModelError: a file is missing or damaged, or the bundle was compiled for another processor.
+        UsageError: ``threads`` makes no sense, or TVM's runtime already runs with another number.
+    """
+    manifest, plan, library = _read(Path(folder))
+    set_threads(threads)
+    import tvm
+    from tvm.runtime.vm import VirtualMachine
+
+    try:
+        machine = VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
+        return ReuseModel(manifest, plan, machine)
+    except (RuntimeError, AttributeError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"cannot load {library} ({reason}): compile it again on this machine") from error
+
+
+def _read(folder: Path) -> tuple[Manifest, ReusePlan, Path]:
+    """All that can be checked before machine code is loaded: a damaged library would crash the process."""
+    manifest, plan, library = Manifest.load(folder), ReusePlan.load(folder), folder / LIBRARY_FILE
+    reused = list(plan.reused)
+    if plan.model_sha256 != manifest.model_sha256 or reused != [each.layer for each in manifest.reuse_layers]:
+        raise ModelError(f"{folder} is damaged, plan and manifest are not of one bundle: compile it again")
+    if file_sha256(library) != manifest.library_sha256:
+        raise ModelError(f"{library} is damaged, its SHA-256 is not that of the manifest: compile it again")
+    missing = missing_extensions(manifest.cpu_features)
+    if missing:
+        raise ModelError(
+            f"{folder} is compiled for {manifest.cpu}, which has {', '.join(missing)}; "
+            f"this processor, {processor_name()}, has not: compile it again on this machine"
+        )
+    return manifest, plan, library
+
+
+class ReuseModel:
+    """A loaded network. Calls take and return NumPy arrays or torch tensors on the CPU.
+
+    Inputs are passed in order or by name. Nothing is converted; an input is copied only where the kernels
+    cannot read it in place (not contiguous, read-only, or not at a multiple of 64 bytes). Results are torch
+    tensors if an input is one, else NumPy arrays; a network with several outputs returns a tuple. Results are
+    the caller's: the next call leaves them alone.
+
+    Not thread-safe: give each thread a model of its own. Each such thread then has its own worker threads.
+
+    Attributes:
+        manifest: what the bundle says of itself.
+        plan: which layers reuse, how and why.
+        inputs, outputs: name, shape and type; a dimension that is a string takes any size from 1 on.
+    """
+
+    def __init__(self, manifest: Manifest, plan: ReusePlan, machine: tvm.runtime.vm.VirtualMachine) -> None:
+        self.manifest, self.plan = manifest, plan
+        self.inputs: tuple[TensorSpec, ...] = tuple(manifest.inputs)
+        self.outputs: tuple[TensorSpec, ...] = tuple(manifest.outputs)
+        self._main, self._dense = machine["main"], machine["dense"]
+        self._counts = machine["main_counts"] if manifest.reuse_layers else None
+
+    def __call__(self, *arrays: Array, **by_name: Array) -> Outputs:
+        """Run the network with reuse.
+
+        Raises:
+            TypeError: an input is missing, unknown or of the wrong type.
+            ValueError: an input has the wrong shape.
+        """
+        return self._run(self._main, self._ordered(arrays, by_name))
+
+    def dense(self, *arrays: Array, **by_name: Array) -> Outputs:
+        """Run the network without reuse; everything else is as in a plain call."""
+        return self._run(self._dense, self._ordered(arrays, by_name))
+
+    def run_with_counts(self, *arrays: Array, **by_name: Array) -> tuple[Outputs, dict[str, LayerCounts]]:
+        """Run the network with reuse; also what each reuse layer counted, in network order."""
+        inputs = self._ordered(arrays, by_name)
+        if self._counts is None:
+            return self._run(self._main, inputs), {}
+        result, stats = self._counts(*inputs)
+        batch = inputs[0].shape[0] if inputs[0].ndim else 1
+        counts = {
+            layer.layer: _counts(layer, each, batch)
+            for layer, each in zip(self.manifest.reuse_layers, stats, strict=True)
+        }
+        return self._owned(result, inputs), counts
+
+    def _ordered(self, arrays: Sequence[Any], by_name: dict[str, Any]) -> list[Any]:
+        """The inputs in the network's order, checked, as kernels can read them."""
+        names = [spec.name for spec in self.inputs]
+        expected = ", ".join(map(repr, names))
+        if len(arrays) > len(names):
+            raise TypeError(f"{len(arrays)} inputs given, expected {len(names)}: {expected}")
+        given = dict(zip(names, arrays, strict=False))
+        for name in by_name:
+            if name not in names:
+                raise TypeError(f"input {name!r} is not known, expected {expected}")
+            if name in given:
+                raise TypeError(f"input {name!r} is given twice, by position and by name")
+        given |= by_name
+        for name in names:
+            if name not in given:
+                raise TypeError(f"input {name!r} is missing, expected {expected}")
+        ordered = [given[name] for name in names]
+        check_inputs(ordered, self.inputs)
+        return [fit_for_kernels(array) for array in ordered]
+
+    def _run(self, entry: Any, inputs: list[Any]) -> Outputs:
+        return self._owned(entry(*inputs), inputs)
+
+    def _owned(self, result: Any, inputs: list[Any]) -> Outputs:
+        outputs = [result] if len(self.outputs) == 1 and hasattr(result, "__dlpack__") else result
+        owned = own_outputs(outputs, inputs, any(is_torch(array) for array in inputs))
+        return owned[0] if len(owned) == 1 else tuple(owned)
+
+
+def _counts(layer: ReuseLayer, stats: Any, batch: int) -> LayerCounts:
+    array = stats.numpy()
+    vectors = layer.vectors if layer.scope == "image" else layer.vectors * batch
+    return LayerCounts(array[:, 0].astype(np.int64), array[:, 1].astype(bool), vectors)
