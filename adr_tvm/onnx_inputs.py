@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import onnx
 
@@ -94,7 +95,7 @@ def _resolve(where: str, value: onnx.ValueInfoProto, given: Sequence[int | str] 
     declared = _declared_shape(value)
     if declared is None and given is None:
         raise ModelError(f"{label} has no shape; give --input-shapes {value.name}:1,3,224,224")
-    shape = list(declared if given is None else given)
+    shape: list[Any] = list((declared if given is None else given) or ())
     if declared is not None and given is not None:
         _check_given(label, declared, given)
     for axis, dim in enumerate(shape):

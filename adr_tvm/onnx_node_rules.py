@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import onnx
 
@@ -15,7 +16,7 @@ from adr_tvm.errors import ModelError
 from adr_tvm.onnx_limits import Dim, Limits, node_label, quoted, size_text, tensor_bytes
 from adr_tvm.onnx_rewrites import attributes
 
-_AUTO_PADS = {"auto_pad": ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")}
+_AUTO_PADS: dict[str, tuple[str, ...]] = {"auto_pad": ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")}
 _CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(("AveragePool", "Conv", "ConvTranspose", "LpPool", "MaxPool"), _AUTO_PADS),
     "DepthToSpace": {"mode": ("DCR", "CRD")},
@@ -33,7 +34,7 @@ _CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 Shapes = Mapping[str, tuple[Dim, ...]]
-Rule = Callable[[onnx.NodeProto, Mapping[str, object], Shapes, Limits], str | None]
+Rule = Callable[[onnx.NodeProto, Mapping[str, Any], Shapes, Limits], str | None]
 
 MAX_UNROLLED = 1024
 """Outputs of one Split, terms of one Einsum and the like: TVM emits code for each."""
@@ -85,14 +86,14 @@ def check_constants(where: str, graph: onnx.GraphProto, shapes: Shapes, limits: 
                 )
 
 
-def _unknown_choice(node: onnx.NodeProto, attrs: Mapping[str, object]) -> str | None:
+def _unknown_choice(node: onnx.NodeProto, attrs: Mapping[str, Any]) -> str | None:
     for name, choices in _CHOICES.get(node.op_type, {}).items():
         if attrs.get(name, choices[0]) not in choices:
             return f"{name} is {quoted(str(attrs[name]))}, supported are {', '.join(choices)}"
     return None
 
 
-def _not_finite(attrs: Mapping[str, object]) -> str | None:
+def _not_finite(attrs: Mapping[str, Any]) -> str | None:
     for name, value in attrs.items():
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and math.isnan(number):
@@ -107,7 +108,7 @@ def _shape(node: onnx.NodeProto, index: int, shapes: Shapes) -> tuple[Dim, ...] 
     return shapes.get(node.input[index]) if index < len(node.input) and node.input[index] else None
 
 
-def _window(attrs: Mapping[str, object], rank: int, limits: Limits) -> str | None:
+def _window(attrs: Mapping[str, Any], rank: int, limits: Limits) -> str | None:
     """Kernel, strides, dilations: one per spatial dimension, 1 to the limit; pads two, 0 to the limit."""
     for name in ("kernel_shape", "strides", "dilations", "output_shape"):
         values = attrs.get(name)
@@ -126,16 +127,17 @@ def _window(attrs: Mapping[str, object], rank: int, limits: Limits) -> str | Non
     return None
 
 
-def _conv(node: onnx.NodeProto, attrs: Mapping[str, object], shapes: Shapes, limits: Limits) -> str | None:
+def _conv(node: onnx.NodeProto, attrs: Mapping[str, Any], shapes: Shapes, limits: Limits) -> str | None:
     data, weight, bias = (_shape(node, index, shapes) for index in range(3))
     if data is None or weight is None:
         return "the shape of its input or weights cannot be determined"
     if not 3 <= len(data) <= 5 or len(weight) != len(data):
         return f"input {list(data)} with weights {list(weight)} is no 1-d, 2-d or 3-d convolution"
     channels, group = data[1], attrs.get("group", 1)
-    if not isinstance(channels, int) or not all(isinstance(d, int) and d >= 1 for d in weight):
+    sizes = [d for d in weight if isinstance(d, int) and d >= 1]
+    if not isinstance(channels, int) or len(sizes) != len(weight):
         return f"channels or weights are not static (input {list(data)}, weights {list(weight)})"
-    if max(weight[2:]) > limits.window:
+    if max(sizes[2:]) > limits.window:
         return f"the kernel is {list(weight[2:])}, expected 1 to {limits.window}"
     reason = _window(attrs, len(data) - 2, limits)
     if reason is not None:
@@ -157,7 +159,7 @@ def _conv(node: onnx.NodeProto, attrs: Mapping[str, object], shapes: Shapes, lim
     return None
 
 
-def _pool(node: onnx.NodeProto, attrs: Mapping[str, object], shapes: Shapes, limits: Limits) -> str | None:
+def _pool(node: onnx.NodeProto, attrs: Mapping[str, Any], shapes: Shapes, limits: Limits) -> str | None:
     data = _shape(node, 0, shapes)
     if data is None or not 3 <= len(data) <= 5:
         return "its input is not of 3 to 5 known dimensions"
@@ -175,7 +177,7 @@ def _pool(node: onnx.NodeProto, attrs: Mapping[str, object], shapes: Shapes, lim
     return None
 
 
-def _lrn(node: onnx.NodeProto, attrs: Mapping[str, object], shapes: Shapes, limits: Limits) -> str | None:
+def _lrn(node: onnx.NodeProto, attrs: Mapping[str, Any], shapes: Shapes, limits: Limits) -> str | None:
     data = _shape(node, 0, shapes)
     if data is None or len(data) not in (3, 4):
         return "its input is not of 3 or 4 known dimensions"
@@ -185,7 +187,7 @@ def _lrn(node: onnx.NodeProto, attrs: Mapping[str, object], shapes: Shapes, limi
     return None
 
 
-def _per_channel(node: onnx.NodeProto, attrs: Mapping[str, object], shapes: Shapes, limits: Limits) -> str | None:
+def _per_channel(node: onnx.NodeProto, attrs: Mapping[str, Any], shapes: Shapes, limits: Limits) -> str | None:
     """Normalisations with one parameter per channel (dimension 1)."""
     data = _shape(node, 0, shapes)
     if data is None or len(data) < 2 or not isinstance(data[1], int):
@@ -201,7 +203,7 @@ def _per_channel(node: onnx.NodeProto, attrs: Mapping[str, object], shapes: Shap
     return None
 
 
-def _split(node: onnx.NodeProto, attrs: Mapping[str, object], shapes: Shapes, limits: Limits) -> str | None:
+def _split(node: onnx.NodeProto, attrs: Mapping[str, Any], shapes: Shapes, limits: Limits) -> str | None:
     if len(node.output) > MAX_UNROLLED:
         return f"it has {len(node.output)} outputs; at most {MAX_UNROLLED} are supported"
     if any(0 in shapes.get(name, ()) for name in node.output):
@@ -209,25 +211,26 @@ def _split(node: onnx.NodeProto, attrs: Mapping[str, object], shapes: Shapes, li
     return None
 
 
-def _rms(node: onnx.NodeProto, attrs: Mapping[str, object], shapes: Shapes, limits: Limits) -> str | None:
+def _rms(node: onnx.NodeProto, attrs: Mapping[str, Any], shapes: Shapes, limits: Limits) -> str | None:
     data = _shape(node, 0, shapes)
     if data is None or attrs.get("axis", -1) in (0, -len(data)):
         return "normalising over all dimensions, the batch included, is not supported"
     return None
 
 
-def _is_inf(node: onnx.NodeProto, attrs: Mapping[str, object], shapes: Shapes, limits: Limits) -> str | None:
+def _is_inf(node: onnx.NodeProto, attrs: Mapping[str, Any], shapes: Shapes, limits: Limits) -> str | None:
     if attrs.get("detect_negative", 1) != 1 or attrs.get("detect_positive", 1) != 1:
         return "telling the signs of infinities apart is not supported"
     return None
 
 
-def _scatter(node: onnx.NodeProto, attrs: Mapping[str, object], shapes: Shapes, limits: Limits) -> str | None:
+def _scatter(node: onnx.NodeProto, attrs: Mapping[str, Any], shapes: Shapes, limits: Limits) -> str | None:
     indices = _shape(node, 1, shapes)
-    if indices is None or not all(isinstance(dim, int) for dim in indices):
+    sizes = [dim for dim in indices or () if isinstance(dim, int)]
+    if indices is None or len(sizes) != len(indices):
         return "the shape of its indices is not static"
-    if math.prod(indices) > MAX_SCATTERED:
-        return f"it has {math.prod(indices)} indices; at most {MAX_SCATTERED} are supported"
+    if math.prod(sizes) > MAX_SCATTERED:
+        return f"it has {math.prod(sizes)} indices; at most {MAX_SCATTERED} are supported"
     return None
 
 
@@ -235,7 +238,7 @@ def _positive_scales(values: Sequence[float], limits: Limits) -> bool:
     return all(0 < value <= limits.window for value in values)
 
 
-def _upsample(node: onnx.NodeProto, attrs: Mapping[str, object], shapes: Shapes, limits: Limits) -> str | None:
+def _upsample(node: onnx.NodeProto, attrs: Mapping[str, Any], shapes: Shapes, limits: Limits) -> str | None:
     if "scales" in attrs and not _positive_scales(attrs["scales"], limits):
         return f"scales are {attrs['scales']}, expected more than 0 and at most {limits.window}"
     return None

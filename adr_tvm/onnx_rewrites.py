@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -44,7 +45,7 @@ def name_nodes(graph: onnx.GraphProto) -> None:
         seen.add(name)
 
 
-def attributes(node: onnx.NodeProto) -> dict[str, object]:
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     """Attribute values by name; strings as text."""
     values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     return {k: v.decode("utf-8", "replace") if isinstance(v, bytes) else v for k, v in values.items()}
@@ -195,7 +196,7 @@ def explicit_pads(graph: onnx.GraphProto, shapes: Mapping[str, tuple[Dim, ...]])
         node.attribute.extend(copies)
 
 
-def _pads(node: onnx.NodeProto, attrs: Mapping[str, object], shapes: Mapping[str, tuple[Dim, ...]]) -> list[int] | None:
+def _pads(node: onnx.NodeProto, attrs: Mapping[str, Any], shapes: Mapping[str, tuple[Dim, ...]]) -> list[int] | None:
     """[begin..., end...] per spatial dimension by ONNX's formulas; None where they cannot be known."""
     mode = attrs.get("auto_pad", "NOTSET")
     shape = shapes.get(node.input[0])
@@ -210,13 +211,15 @@ def _pads(node: onnx.NodeProto, attrs: Mapping[str, object], shapes: Mapping[str
         return [0] * 2 * rank
     if mode == "NOTSET" and not wanted:
         return list(attrs.get("pads", [0] * 2 * rank))
-    if not all(isinstance(d, int) for d in (*shape[2:], *kernel)):
+    sizes = [d for d in shape[2:] if isinstance(d, int)]
+    taps = [d for d in kernel if isinstance(d, int)]
+    if len(sizes) != rank or len(taps) != len(kernel):
         return None
     totals = []
     extra = attrs.get("output_padding", [0] * rank)
     for axis in range(rank):
-        size, stride = shape[2 + axis], strides[axis]
-        window = (kernel[axis] - 1) * dilations[axis] + 1
+        size, stride = sizes[axis], strides[axis]
+        window = (taps[axis] - 1) * dilations[axis] + 1
         if node.op_type == "ConvTranspose":
             out = wanted[axis] if wanted else size * stride
             totals.append(stride * (size - 1) + extra[axis] + window - out)

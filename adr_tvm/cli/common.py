@@ -10,11 +10,21 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
+from adr_tvm.cli.process import Interrupts, native_stderr
 from adr_tvm.errors import AdrError
 from adr_tvm.progress import printable, set_verbosity
 
 INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all others of the commands are."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong; exit code 2."""
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
 def add_verbosity(parser: argparse.ArgumentParser) -> None:
@@ -39,30 +49,35 @@ def run_cli(
 
     Returns:
         The exit code: the command's own, the error's (``adr_tvm.errors``), 1 after an unexpected error, 130
-        after Ctrl-C.
+        after Ctrl-C or SIGTERM.
     """
     arguments = parser.parse_args(argv)
     level = getattr(arguments, "verbose", 0) - getattr(arguments, "quiet", 0)
     set_verbosity(level)
     debug = level > 0 or os.environ.get("ADR_DEBUG", "0") not in ("", "0")
-    try:
-        code = main(arguments) or 0
-        sys.stdout.flush()  # here, so that a reader who has gone is met here
-        return code
-    except AdrError as error:
-        _tell(parser.prog, str(error), debug)
-        return error.exit_code
-    except KeyboardInterrupt:
-        _tell(parser.prog, "interrupted", debug)
-        return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our results (``| head``) has had enough; Python would complain when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:
-        what = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        _tell(parser.prog, f"internal error: {what} (run again with -v for the traceback)", debug)
-        return 1
+    with native_stderr(shown=debug), Interrupts() as interrupts:
+        try:
+            code = main(arguments) or 0
+            sys.stdout.flush()  # here, so that a reader who has gone is met here
+            return code
+        except BrokenPipeError:
+            # Whoever read our results (``| head``) has had enough; Python would complain when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except (KeyboardInterrupt, Exception) as error:
+            code, message = _verdict(error, interrupts.seen)
+            _tell(parser.prog, message, debug)
+            return code
+
+
+def _verdict(error: BaseException, interrupted: bool) -> tuple[int, str]:
+    """Exit code and message of what ended a command."""
+    if interrupted or isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted"
+    if isinstance(error, AdrError):
+        return error.exit_code, str(error)
+    what = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    return 1, f"internal error: {what} (run again with -v for the traceback)"
 
 
 def _tell(prog: str, message: str, debug: bool) -> None:

@@ -1,0 +1,210 @@
+"""``adr-bench``: a bundle side by side with ONNX Runtime, time and accuracy.
+
+Only ``run`` imports what measures: ``--help`` must answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adr_tvm import __version__
+from adr_tvm.cli.common import Parser, add_verbosity, run_cli
+from adr_tvm.errors import UsageError
+
+if TYPE_CHECKING:
+    from adr_tvm.bench import BenchOptions
+    from adr_tvm.bench_results import BenchResult, Speedup
+
+DESCRIPTION = """\
+Measure a bundle that adr-compile wrote against other ways to run the same
+model, on your data: the time of a run and the accuracy."""
+
+EPILOG = """\
+What it is compared with:
+  onnxruntime        ONNX Runtime, fp32
+  onnxruntime-int8   its static quantisation (QDQ, weights per channel), made
+                     from the data of --calib
+  dense              the bundle without reuse
+ONNX Runtime has as many intra-op threads as the bundle and its defaults
+otherwise, so its threads spin for a while after a run.
+
+All take turns, run by run, after a warm-up and with a pause of 50 ms before each
+run; ratios are of medians, with a 95 % bootstrap interval over the rounds. Each
+number of threads is measured in a process of its own.
+
+The speedup is that of the bundle over the engine in the row; rel. error is the
+largest difference from ONNX Runtime in fp32 over the largest output.
+Accuracy is measured on all samples of --input, against ONNX Runtime in fp32:
+top1 with labels, else agreement for classifiers, else nmse.
+
+exit codes:
+  0 done                                     5 a dependency is missing
+  1 internal error                         130 interrupted
+  2 wrong use
+  3 bad model, bundle or data"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line; option names are the fields of ``BenchOptions``."""
+    parser = Parser(
+        prog="adr-bench",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("bundle", metavar="OUT", type=Path, help="folder that adr-compile wrote")
+    parser.add_argument("--model", metavar="MODEL.onnx", type=Path, required=True, help="what it was compiled from")
+    parser.add_argument(
+        "--input",
+        dest="samples",
+        metavar="DATA",
+        type=Path,
+        required=True,
+        help="samples to run on: .npz with arrays named like the inputs, .npy, or a folder of .npy files",
+    )
+    parser.add_argument("--labels-name", metavar="NAME", help="array of class labels among them")
+    parser.add_argument("--calib", dest="calibration", metavar="DATA", type=Path, help="data for onnxruntime-int8")
+    parser.add_argument(
+        "--against",
+        metavar="NAME,...",
+        type=_names,
+        help="what to compare with, see below (default: onnxruntime,dense)",
+    )
+    parser.add_argument("--threads", metavar="N,...", type=_numbers, help="numbers of threads (default: all cores)")
+    parser.add_argument("--batch", metavar="N", type=int, help="images of a run (default: the model's, or 1)")
+    parser.add_argument("--runs", metavar="N", type=int, help="timed runs of each (default: 30)")
+    parser.add_argument("--metric", metavar="NAME", help="auto, top1, agreement, nmse or psnr (default: auto)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write every number to FILE")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    add_verbosity(parser)
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(number) for number in _names(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 1,2") from None
+
+
+def options_of(arguments: argparse.Namespace) -> BenchOptions:
+    """The options that the command line gives; the rest keep their defaults.
+
+    Raises:
+        UsageError: they make no sense.
+    """
+    from dataclasses import fields
+
+    from adr_tvm.bench import BenchOptions
+
+    given = {field.name: getattr(arguments, field.name, None) for field in fields(BenchOptions)}
+    given["verbosity"] = arguments.verbose - arguments.quiet
+    return BenchOptions(**{name: value for name, value in given.items() if value is not None})
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure; the table goes to stdout."""
+    options = options_of(arguments)
+    if arguments.json is not None:
+        _check_writable(arguments.json)
+    from dataclasses import asdict
+
+    from adr_tvm.bench import bench
+    from adr_tvm.jsonfile import write_json
+
+    result = bench(options)
+    if arguments.json is not None:
+        write_json(arguments.json, asdict(result))
+    print_bench(result)
+
+
+def _check_writable(path: Path) -> None:
+    """See that the result can be written, before minutes of measuring."""
+    target = path if path.exists() else path.absolute().parent
+    if path.is_dir() or not target.exists() or not os.access(target, os.W_OK):
+        raise UsageError(f"--json {path} cannot be written")
+
+
+def print_bench(result: BenchResult) -> None:
+    """Print a row for each number of threads and engine, the notes and one summary line."""
+    from adr_tvm.bench_results import OURS
+    from adr_tvm.formats import MISSING, factor, milliseconds, number
+    from adr_tvm.progress import printable
+    from adr_tvm.text_table import Heading, print_table, results_console
+
+    console, accuracy = results_console(), {each.engine: each for each in result.accuracy}
+    rows, styles = [], []
+    for at in result.times:
+        for engine in at.engines:
+            found = accuracy.get(engine.engine)
+            rows.append(
+                [
+                    str(at.threads),
+                    engine.engine,
+                    milliseconds(engine.median_ms),
+                    factor(engine.speedup.ratio) if engine.speedup else MISSING,
+                    _interval(engine.speedup) if engine.speedup else MISSING,
+                    number(found.max_relative_difference) if found else MISSING,
+                    _metric(result.metric, found.value) if found else MISSING,
+                ]
+            )
+            styles.append("green" if engine.engine == OURS else None)
+    headings = [
+        Heading("threads"),
+        Heading("engine", numeric=False),
+        Heading("median ms"),
+        Heading("speedup"),
+        Heading("95 %"),
+        Heading("rel. error"),
+        Heading(result.metric),
+    ]
+    print_table(console, headings, rows, styles)
+    for note in result.notes:
+        console.print(f"note: {printable(note)}", soft_wrap=True)
+    console.print(printable(summary(result)), style="bold", soft_wrap=True)
+
+
+def summary(result: BenchResult) -> str:
+    """One line: how much faster than each engine with the first number of threads, and how accurate."""
+    from adr_tvm.bench_results import OURS
+    from adr_tvm.formats import factor, milliseconds
+
+    at = result.times[0]
+    ours = next(each for each in at.engines if each.engine == OURS)
+    ratios = [f"{factor(each.speedup.ratio)} over {each.engine}" for each in at.engines if each.speedup]
+    plural = "" if at.threads == 1 else "s"
+    words = [f"{result.model}, batch {result.batch}, {at.threads} thread{plural}: {milliseconds(ours.median_ms)} ms"]
+    found = next(each for each in result.accuracy if each.engine == OURS)
+    words += [f"speedup {', '.join(ratios)}"] if ratios else []
+    words += [f"{result.metric} {_metric(result.metric, found.value)} on {result.samples} samples"]
+    return ", ".join(words)
+
+
+def _interval(speedup: Speedup) -> str:
+    return "-" if speedup.low is None else f"{speedup.low:.2f} to {speedup.high:.2f}"
+
+
+def _metric(metric: str, value: float | None) -> str:
+    """The value of a metric; that of a perfect psnr is infinite, and not in JSON."""
+    from adr_tvm.formats import metric_value
+
+    return "inf dB" if metric == "psnr" and value is None else metric_value(metric, value)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    return run_cli(run, make_parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
