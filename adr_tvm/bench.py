@@ -29,7 +29,7 @@ from adr_tvm.options import METRIC_NAMES
 from adr_tvm.processor import processor_name
 from adr_tvm.progress import get_log
 from adr_tvm.tensor_spec import TensorSpec
-from adr_tvm.threads import MAX_THREADS, VARIABLE, physical_cores
+from adr_tvm.threads import VARIABLE, check_threads, physical_cores
 
 if TYPE_CHECKING:
     from adr_tvm.calibration import CalibrationSet
@@ -85,8 +85,7 @@ class BenchOptions:
         if INT8 in self.against and self.calibration is None:
             raise UsageError(f"--against {INT8} needs data to quantise with: add --calib")
         for count in self.threads:
-            if not 1 <= count <= MAX_THREADS:
-                raise UsageError(f"--threads is {count}, expected 1 to {MAX_THREADS}")
+            check_threads(count)
         for flag, value in (("--batch", self.batch), ("--runs", self.runs)):
             if value is not None and value < 1:
                 raise UsageError(f"{flag} is {value}, expected 1 or more")

@@ -7,7 +7,6 @@ load, clock frequency) hits all alike. A pause before each run lets the threads 
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 import traceback
@@ -21,7 +20,7 @@ import numpy as np
 from adr_tvm.bench_results import OURS, EngineAccuracy
 from adr_tvm.errors import AdrError, UsageError
 from adr_tvm.jsonfile import read_json, write_json
-from adr_tvm.progress import progress, set_verbosity
+from adr_tvm.progress import progress, set_verbosity, wants_traceback
 
 if TYPE_CHECKING:
     from adr_tvm.calibration import CalibrationSet
@@ -184,8 +183,10 @@ def _finite(value: float) -> float | None:
 
 def main(job_file: str, answer_file: str) -> int:
     """Do the job in a file and write the answer to another; errors are part of the answer."""
+    debug = wants_traceback(0)
     try:
         job = read_json(Path(job_file), Job, None, UsageError)
+        debug = wants_traceback(job.verbosity)
         set_verbosity(job.verbosity)
         answer = measure(job)
     except AdrError as error:
@@ -193,7 +194,7 @@ def main(job_file: str, answer_file: str) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if os.environ.get("ADR_DEBUG", "0") not in ("", "0"):
+        if debug:
             traceback.print_exc()
         answer = Answer(error=f"{type(error).__name__}: {error}", exit_code=1)
     write_json(Path(answer_file), asdict(answer))

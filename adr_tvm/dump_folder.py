@@ -6,7 +6,7 @@ from pathlib import Path
 
 from adr_tvm.errors import UsageError
 
-_FIRST_LINE = "# from tvm.script import"
+_HEADER = "# from tvm.script import ir as I\n"
 
 
 def prepare_dump_folder(folder: str | Path) -> Path:
@@ -20,7 +20,7 @@ def prepare_dump_folder(folder: str | Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         for file in path.glob("[0-9][0-9]-*.py"):
             with file.open(encoding="utf-8", errors="replace") as stream:
-                ours = stream.readline().startswith(_FIRST_LINE)
+                ours = _HEADER in stream.read(200)
             if ours:
                 file.unlink()
         probe = path / ".write-test"

@@ -36,10 +36,11 @@ class Layer:
 
 def list_layers(mod: tvm.IRModule, rules: CandidateRules) -> list[Layer]:
     """All convolutions and matrix products of ``main``, in network order."""
-    return [_describe(candidate) for candidate in find_candidates(mod["main"], "main", rules)]
+    return [describe(candidate) for candidate in find_candidates(mod["main"], "main", rules)]
 
 
-def _describe(candidate: Candidate) -> Layer:
+def describe(candidate: Candidate) -> Layer:
+    """A layer in words and numbers."""
     geometry = candidate.geometry
     if geometry is not None:
         return Layer(candidate.layer, candidate.kind, geometry_text(geometry), geometry.macs, candidate.reason)

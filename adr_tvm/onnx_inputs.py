@@ -67,7 +67,7 @@ def resolve_inputs(
 
     Raises:
         ModelError: no input, an input that is no tensor of a supported type, a free dimension other than the
-            batch, or ``input_shapes`` that names an unknown input or contradicts the model.
+            batch, or ``input_shapes`` that names an unknown input or has another rank.
     """
     weights = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in weights]
@@ -79,6 +79,8 @@ def resolve_inputs(
             known = ", ".join(quoted(n) for n in names[:8])
             raise ModelError(f"{where}: --input-shapes names {quoted(name)}, but the inputs are {known}")
     specs = tuple(_resolve(where, value, input_shapes.get(value.name), limits) for value in inputs)
+    if any(_contradicts(value, input_shapes.get(value.name)) for value in inputs):
+        _forget_shapes(graph)
     del graph.input[:]
     for spec, value in zip(specs, inputs, strict=True):
         element_type = value.type.tensor_type.elem_type
@@ -97,7 +99,10 @@ def _resolve(where: str, value: onnx.ValueInfoProto, given: Sequence[int | str] 
         raise ModelError(f"{label} has no shape; give --input-shapes {value.name}:1,3,224,224")
     shape: list[Any] = list((declared if given is None else given) or ())
     if declared is not None and given is not None:
-        _check_given(label, declared, given)
+        if len(given) != len(declared):
+            raise ModelError(
+                f"{label} has {len(declared)} dimensions, --input-shapes gives {len(given)} ({list(given)})"
+            )
     for axis, dim in enumerate(shape):
         if not isinstance(dim, int) and axis > 0:
             fix = ",".join(str(d) if isinstance(d, int) else "1" if not i else "224" for i, d in enumerate(shape))
@@ -121,9 +126,20 @@ def _declared_shape(value: onnx.ValueInfoProto) -> list[Dim] | None:
     return [dim.dim_value if dim.dim_value > 0 else dim.dim_param or None for dim in value.type.tensor_type.shape.dim]
 
 
-def _check_given(label: str, declared: Sequence[Dim], given: Sequence[int | str]) -> None:
-    if len(given) != len(declared):
-        raise ModelError(f"{label} has {len(declared)} dimensions, --input-shapes gives {len(given)} ({list(given)})")
-    for axis, (fixed, dim) in enumerate(zip(declared, given, strict=True)):
-        if isinstance(fixed, int) and dim != fixed:
-            raise ModelError(f"{label}: dimension {axis} is {fixed} in the model, --input-shapes gives {dim}")
+def _contradicts(value: onnx.ValueInfoProto, given: Sequence[int | str] | None) -> bool:
+    """Whether a given shape changes a dimension that the file fixes."""
+    declared = _declared_shape(value)
+    if declared is None or given is None:
+        return False
+    return any(isinstance(fixed, int) and fixed != dim for fixed, dim in zip(declared, given, strict=True))
+
+
+def _forget_shapes(graph: onnx.GraphProto) -> None:
+    """Drop the shapes that the file states for another input size; shape inference finds the new ones.
+
+    A network that does not work at the new size (a dense layer behind a flatten, say) fails there.
+    """
+    del graph.value_info[:]
+    for value in graph.output:
+        for dim in value.type.tensor_type.shape.dim:
+            dim.Clear()

@@ -7,6 +7,7 @@ first and the last one always, and between them one every few seconds.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -48,6 +49,11 @@ class Step(Protocol):
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """``count`` more are done; ``note`` says what the last one was."""
+
+
+def wants_traceback(level: int) -> bool:
+    """Whether errors are shown with their traceback: with ``-v``, or ``ADR_DEBUG=1`` in the environment."""
+    return level > 0 or os.environ.get("ADR_DEBUG", "0") not in ("", "0")
 
 
 @contextmanager

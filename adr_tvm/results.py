@@ -175,9 +175,9 @@ class Timings:
         """Record a time.
 
         Raises:
-            ValueError: it is negative or not finite.
+            ValueError: it is not positive or not finite.
         """
-        if not (math.isfinite(seconds) and seconds >= 0):
+        if not (math.isfinite(seconds) and seconds > 0):
             raise ValueError(f"the time of {key!r} is {seconds} s")
         self._seconds[key] = float(seconds)
 

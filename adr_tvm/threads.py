@@ -1,8 +1,12 @@
 """How many threads the kernels use: ``TVM_NUM_THREADS``, which TVM's runtime reads as it starts its workers.
 
-TVM's own default is half the logical processors, which is wrong on machines without SMT; here it is one
-thread for each physical core that this process may use. Each thread that calls the runtime gets workers of
-its own.
+Two of the runtime's defaults are replaced here. Its number is half the logical processors, which is wrong on
+machines without SMT: here it is one thread for each physical core that this process may use. And it pins threads to
+cores, counted from core 0 on, whatever the process's affinity says: a process with one thread ends up on core 0 as
+a whole, together with every other such process (measured, also under ``taskset -c 1``). So pinning is off, unless
+the user sets ``TVM_BIND_THREADS=1``.
+
+Each thread that calls the runtime gets workers of its own.
 """
 
 from __future__ import annotations
@@ -15,20 +19,23 @@ from pathlib import Path
 from adr_tvm.errors import UsageError
 
 VARIABLE = "TVM_NUM_THREADS"
-MAX_THREADS = 1024
+PINNING = "TVM_BIND_THREADS"
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
+def processors() -> set[int]:
+    """The logical processors this process may run on."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
 def physical_cores(cpus: Iterable[int] | None = None, topology: Path = _TOPOLOGY) -> int:
-    """Physical cores among the processors this process may run on; SMT siblings count once.
+    """Physical cores among some logical processors; SMT siblings count once.
 
     Args:
-        cpus: logical processors; None: those of this process's affinity.
+        cpus: None: those this process may run on.
         topology: the folder with ``cpu<n>/topology``; where it says nothing, each processor is a core.
     """
-    if cpus is None:
-        cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return max(1, len({_core_of(cpu, topology) for cpu in cpus}))
+    return max(1, len({_core_of(cpu, topology) for cpu in (processors() if cpus is None else cpus)}))
 
 
 def _core_of(cpu: int, topology: Path) -> str:
@@ -40,11 +47,26 @@ def _core_of(cpu: int, topology: Path) -> str:
     return str(cpu)
 
 
+def check_threads(count: int) -> int:
+    """A number of threads that this process can have; the runtime would silently use fewer than asked for.
+
+    Raises:
+        UsageError: it is not positive, or more than the logical processors.
+    """
+    available = len(processors())
+    if not 1 <= count <= available:
+        raise UsageError(
+            f"{count} threads asked for; this process may use {available} processor{'' if available == 1 else 's'}"
+        )
+    return count
+
+
 def set_threads(count: int | None = None) -> int:
     """Fix the number of threads; call it before the first kernel runs.
 
     Args:
-        count: threads; None: what the environment says in ``TVM_NUM_THREADS``, else all physical cores.
+        count: None: what the environment says in ``TVM_NUM_THREADS``, as far as there are processors; without
+            that, all physical cores.
 
     Returns:
         The number in force.
@@ -54,11 +76,9 @@ def set_threads(count: int | None = None) -> int:
     """
     text = os.environ.get(VARIABLE)
     if count is not None:
-        wanted = _checked(count, "the number of threads")
-    elif text is not None:
-        wanted = _checked(text, VARIABLE)
+        wanted = check_threads(count)
     else:
-        wanted = physical_cores()
+        wanted = physical_cores() if text is None else min(_positive(text), len(processors()))
     running = _running(wanted)
     if running != wanted and count is None and text is None:
         wanted = running  # nobody asked for a number: the one in force stays
@@ -74,6 +94,7 @@ def set_threads(count: int | None = None) -> int:
 
 def _running(wanted: int) -> int:
     """The number of threads TVM's runtime has; if it has not started them yet, it does so with ``wanted``."""
+    os.environ.setdefault(PINNING, "0")
     tvm = sys.modules.get("tvm")
     if tvm is None or not hasattr(tvm, "runtime"):
         return wanted
@@ -88,11 +109,11 @@ def _restore(text: str | None) -> None:
         os.environ[VARIABLE] = text
 
 
-def _checked(value: int | str, what: str) -> int:
+def _positive(text: str) -> int:
     try:
-        count = int(value)
+        count = int(text)
     except ValueError:
-        raise UsageError(f"{what} is {value!r}, expected a whole number from 1 on") from None
-    if not 1 <= count <= MAX_THREADS:
-        raise UsageError(f"{what} is {count}, expected 1 to {MAX_THREADS}")
+        count = 0
+    if count < 1:
+        raise UsageError(f"{VARIABLE} is {text!r}, expected a whole number from 1 on")
     return count

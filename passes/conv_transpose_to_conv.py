@@ -3,7 +3,8 @@
 Output row ``y`` with ``q = y + pad_top`` is a sum over taps ``k = r + s j`` with ``r = q mod s``: so the s*s phases of
 the output are s*s convolutions of stride 1 over the same window of ``ceil(K / s)`` input rows. They run as one
 convolution with s*s*M channels, and no multiply meets an inserted zero except where s does not divide K.
-Expects NHWC data and IOHW weights, as ``ChannelsLast`` leaves them, with groups = 1 and dilation = 1.
+Expects NHWC data and IOHW weights, as ``ChannelsLast`` leaves them, with groups = 1 and dilation = 1. Others of that
+layout go back to NCHW between two transposes, the only form of the operator that TVM can lower.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ def phase_weights(w: np.ndarray, strides: tuple[int, int]) -> np.ndarray:
 
 
 def _window(size: int, out: int, kernel: int, stride: int, pad: int) -> tuple[int, int, int]:
-    """(pad before, pad after, rows to drop in front) of the phase convolution along one axis."""
+    """(pad before, pad after, rows to drop in front) of the phase convolution along one axis.
+
+    A pad below 0 means that as many rows of the input reach no output.
+    """
     taps = -(-kernel // stride)
     first, last = pad // stride, (pad + out - 1) // stride
     return taps - 1 - first, last - (size - 1), pad - first * stride
@@ -49,28 +53,29 @@ class _Rewriter(PyExprMutator):
         if not is_op(call, "relax.nn.conv2d_transpose"):
             return call
         a, w = call.attrs, constant(call.args[1])
+        if (str(a.data_layout), str(a.kernel_layout)) != ("NHWC", "IOHW"):
+            return call
         strides = (int(a.strides[0]), int(a.strides[1]))
         shape, out = static_shape(call.args[0]), static_shape(call)
-        if (
-            w is None
-            or int(a.groups) != 1
-            or any(int(d) != 1 for d in a.dilation)
-            or (str(a.data_layout), str(a.kernel_layout)) != ("NHWC", "IOHW")
-            or None in shape[1:]
-        ):
-            return call
+        if w is None or int(a.groups) != 1 or any(int(d) != 1 for d in a.dilation) or None in shape[1:]:
+            return self._channels_first(call)
         pads = [int(v) for v in a.padding]
         M, (KH, KW) = w.shape[1], w.shape[2:]
         rows = _window(shape[1], out[1], KH, strides[0], pads[0])
         cols = _window(shape[2], out[2], KW, strides[1], pads[1])
-        if min(*rows, *cols) < 0:
-            return call
         emit = self.builder_.emit
         batch = call.args[0].ty.shape[0]
+        x = call.args[0]
+        if min(*rows, *cols) < 0:
+            begin = [max(0, -rows[0]), max(0, -cols[0])]
+            end = [shape[1] - max(0, -rows[1]), shape[2] - max(0, -cols[1])]
+            if begin[0] >= end[0] or begin[1] >= end[1]:
+                return self._channels_first(call)
+            x = emit(relax.op.strided_slice(x, [1, 2], begin, end))
         phases = relax.op.nn.conv2d(
-            call.args[0],
+            x,
             relax.const(phase_weights(w, strides)),
-            padding=[rows[0], cols[0], rows[1], cols[1]],
+            padding=[max(0, pad) for pad in (rows[0], cols[0], rows[1], cols[1])],
             data_layout="NHWC",
             kernel_layout="HWIO",
         )
@@ -83,6 +88,22 @@ class _Rewriter(PyExprMutator):
             return y
         begin = [rows[2], cols[2]]
         return relax.op.strided_slice(y, [1, 2], begin, [begin[0] + out[1], begin[1] + out[2]])
+
+    def _channels_first(self, call: relax.Call) -> relax.Expr:
+        a = call.attrs
+        y = relax.op.nn.conv2d_transpose(
+            self.builder_.emit(relax.op.permute_dims(call.args[0], [0, 3, 1, 2])),
+            call.args[1],
+            strides=list(a.strides),
+            padding=list(a.padding),
+            output_padding=list(a.output_padding),
+            dilation=list(a.dilation),
+            groups=int(a.groups),
+            data_layout="NCHW",
+            kernel_layout="IOHW",
+        )
+        named = relax.Call(y.op, list(y.args), y.attrs, list(y.ty_args), call.span)
+        return relax.op.permute_dims(self.builder_.emit(named), [0, 2, 3, 1])
 
 
 @tvm.transform.module_pass(opt_level=0, name="ConvTransposeToConv")

@@ -27,7 +27,8 @@ class _Folder(PyExprMutator):
         if item.index != 0 or not is_op(norm, "relax.nn.batch_norm"):
             return item
         parameters = [constant(a) for a in norm.args[1:5]]
-        if any(p is None for p in parameters) or int(norm.attrs.axis) != 1:
+        float32 = all(str(arg.ty.dtype) == "float32" for arg in norm.args)
+        if not float32 or any(p is None for p in parameters) or int(norm.attrs.axis) != 1:
             return item
         gamma, beta, mean, var = (np.asarray(p, np.float64) for p in parameters)
         gamma = gamma if norm.attrs.scale else np.ones_like(gamma)
@@ -61,7 +62,8 @@ class _Folder(PyExprMutator):
             if not self.dataflow.read_once(data):
                 return None, None
             if is_op(value, "relax.nn.conv2d") and constant(value.args[1]) is not None:
-                return value, bias
+                layouts = (str(value.attrs.data_layout), str(value.attrs.kernel_layout), str(value.attrs.out_layout))
+                return (value, bias) if layouts == ("NCHW", "OIHW", "NCHW") else (None, None)
             if not is_op(value, "relax.add") or bias is not None:
                 return None, None
             added = constant(self.dataflow.value(value.args[1]))

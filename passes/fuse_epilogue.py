@@ -58,10 +58,16 @@ def _weights_from_parameters(call: relax.Call) -> tuple[relax.Expr, ...]:
 
 
 def layer_names(func: relax.Function, function: str) -> list[str]:
-    """Name of each convolution and matrix product of a function, in order; unique."""
+    """Name of each convolution and matrix product of a function, in order; unique.
+
+    Operators of ours count too, so that the index of a layer does not depend on how many are converted already.
+    """
     names: list[str] = []
-    for index, call in enumerate(calls(func, *HEADS)):
-        name = str(call.span.source_name.name) if call.span is not None else f"{function}/op_{index}"
+    for index, call in enumerate(calls(func, *HEADS, *ops.DENSE_OPS, *ops.REUSE_OPS)):
+        if call.op.name not in HEADS:
+            name = ops.layer_name(call)
+        else:
+            name = str(call.span.source_name.name) if call.span is not None else f"{function}/op_{index}"
         names.append(name if name not in names else f"{name}_{index}")
     return names
 
@@ -70,20 +76,21 @@ def layer_names(func: relax.Function, function: str) -> list[str]:
 class _Fuser(PyExprMutator):
     def __init__(self, mod: tvm.IRModule):
         super().__init__(mod)
-        self.names: list[str] = []
+        self.names: dict[int, str] = {}
         self.dataflow = Dataflow(mod)
 
     def start(self, func: relax.Function, function: str) -> None:
-        self.names = layer_names(func, function)
+        heads = calls(func, *HEADS, *ops.DENSE_OPS, *ops.REUSE_OPS)
+        self.names = {hash(call): name for call, name in zip(heads, layer_names(func, function), strict=True)}
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         once = [self.dataflow.read_once(arg) for arg in call.args]
+        name = self.names.get(hash(call))
         call = self.visit_expr_post_order(call)
         if not isinstance(call.op, tvm.ir.Op):
             return call
         if call.op.name in HEADS:
-            name = self.names.pop(0)
-            if convertible(call) is not None:
+            if name is None or convertible(call) is not None:  # within a branch layers have no name
                 return call
             return self._matmul(call, name) if is_op(call, "relax.matmul") else self._conv2d(call, name)
         if call.op.name == "relax.add":
@@ -144,6 +151,8 @@ def _activation(call: relax.Call) -> Activation | None:
         return Activation("leaky_relu", slope=float(call.attrs.alpha))
     if is_op(call, "relax.clip"):
         low, high = (float(a.value) for a in call.args[1:3])
+        if not low <= high:
+            return None
         return Activation("clip", low=max(low, -3.4e38), high=min(high, 3.4e38))
     return None
 
@@ -166,4 +175,5 @@ class FuseEpilogue:
         for gv, func in relax_functions(mod):
             fuser.start(func, gv.name_hint)
             fuser.builder_.update_func(gv, fuser.visit_expr(func))
-        return relax.transform.DeadCodeElimination()(fuser.builder_.get())
+        result = fuser.builder_.get()
+        return relax.transform.DeadCodeElimination()(result.with_attrs(dict(mod.attrs)) if mod.attrs else result)

@@ -14,7 +14,7 @@ import tvm
 from tvm import relax
 
 from adr_tvm import ops
-from adr_tvm._tvm import calls, is_op
+from adr_tvm._tvm import calls, constant, is_op
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.passes.fuse_epilogue import HEADS, convertible, layer_names
 
@@ -66,18 +66,23 @@ def find_candidates(func: relax.Function, function: str, rules: CandidateRules) 
         rules: the user's patterns.
     """
     found: list[Candidate] = []
-    unnamed = iter(layer_names(func, function))
-    for call in calls(func, *ops.DENSE_OPS, *HEADS):
+    layers = calls(func, *HEADS, *ops.DENSE_OPS, *ops.REUSE_OPS)
+    for call, layer in zip(layers, layer_names(func, function), strict=True):
         if call.op.name in ops.DENSE_OPS:
-            layer, kind = ops.layer_name(call), call.op.name.removeprefix("relax.adr.")
-            geometry = ops.geometry_of(call)
-            found.append(Candidate(layer, kind, call, geometry, rules.against(layer)))
-        else:
-            layer = next(unnamed)
+            kind = call.op.name.removeprefix("relax.adr.")
+            reason = _not_constant(call) or rules.against(layer)
+            found.append(Candidate(layer, kind, call, ops.geometry_of(call), reason))
+        elif call.op.name in HEADS:
             kind = "dense" if is_op(call, "relax.matmul") else "conv2d"
             reason = convertible(call) or "not in the form of adr.conv2d / adr.dense: run FuseEpilogue first"
             found.append(Candidate(layer, kind, call, None, reason))
     return found
+
+
+def _not_constant(call: relax.Call) -> str:
+    if all(constant(arg) is not None for arg in call.args[1:]):
+        return ""
+    return "its weights are not constant: bind the parameters first (relax.transform.BindParams)"
 
 
 @tvm.transform.module_pass(opt_level=0, name="MarkCandidates")

@@ -22,8 +22,8 @@ from adr_tvm.settings import ReuseSetting
 OWN = -2  # leader of a pixel or row that holds NaN or Inf: itself alone
 NO_PIXEL = -1  # a tap in the padding, or a pixel of zeros
 TASK_PIXELS = 128
-PROBE_SHARE = 32  # one row in this many is looked at first
-PROBE_DISTINCT = 0.95  # share of distinct rows among them above which the unit runs dense
+PROBE_SHARE = 16  # one row in this many is looked at first
+PROBE_REPEATS = 0.1  # share of repeated rows that a unit should hold to be worth matching
 
 
 def _pixel_word(C: int):
@@ -59,7 +59,11 @@ def _tap(geometry: ConvGeometry):
 
 
 def _probe_phase(geometry: ConvGeometry):
-    """Inline ``(X, go, U, G)``: go[u] = 1 if a sample of the unit's rows repeats enough."""
+    """Inline ``(X, go, U, G)``: go[u] = 1 if a sample of the unit's rows repeats enough.
+
+    A sample of n of N rows holds only (n / N)^2 of the repeats that come in pairs: the bar is scaled so, and two
+    repeats are the least that counts.
+    """
     rows, taps, C = geometry.rows, geometry.KH * geometry.KW, geometry.C
     inside, iy, ix = _tap(geometry)
     sample = max(16, min(256, rows // PROBE_SHARE))
@@ -86,7 +90,9 @@ def _probe_phase(geometry: ConvGeometry):
                     if words[j] == words[i]:
                         new[0] = 0
                 distinct[0] = distinct[0] + new[0]
-            go[u] = T.Select(distinct[0] <= int(PROBE_DISTINCT * sample), 1, 0)
+            repeats = T.meta_var(T.cast(sample - distinct[0], "int64"))
+            expected = T.meta_var(T.cast(G * rows, "int64") * repeats)
+            go[u] = T.Select(T.And(repeats >= 2, expected >= int(PROBE_REPEATS * sample * sample)), 1, 0)
 
     return inline
 

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from adr_tvm.cli.process import Interrupts, native_stderr
 from adr_tvm.errors import AdrError
-from adr_tvm.progress import printable, set_verbosity
+from adr_tvm.progress import printable, set_verbosity, wants_traceback
 
 INTERRUPTED = 130
 
@@ -54,7 +54,7 @@ def run_cli(
     arguments = parser.parse_args(argv)
     level = getattr(arguments, "verbose", 0) - getattr(arguments, "quiet", 0)
     set_verbosity(level)
-    debug = level > 0 or os.environ.get("ADR_DEBUG", "0") not in ("", "0")
+    debug = wants_traceback(level)
     with native_stderr(shown=debug), Interrupts() as interrupts:
         try:
             code = main(arguments) or 0

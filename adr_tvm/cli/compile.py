@@ -29,7 +29,7 @@ examples:
   adr-compile m.onnx --dry-run
       what could be rewritten, and why not the rest
   adr-compile m.onnx
-      dense, with lossless reuse where looking for repetition costs next to nothing
+      dense, with lossless reuse where looking for it costs next to nothing
   adr-compile m.onnx --calib images.npz --max-drop 0.005
       with reuse, at most 0.5 % of the answers other than the dense network's
   adr-compile m.onnx --calib images.npz --labels-name labels

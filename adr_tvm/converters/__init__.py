@@ -7,6 +7,7 @@ from adr_tvm.converters.expand import Expand
 from adr_tvm.converters.instance_normalization import InstanceNormalization
 from adr_tvm.converters.resize import Resize
 from adr_tvm.converters.slice import Slice
+from adr_tvm.converters.split import Split
 from adr_tvm.converters.sum import Sum
 from adr_tvm.converters.upsample import Upsample
 
@@ -14,7 +15,7 @@ CONVERTERS = {
     converter.__name__: converter
     for converter in (
         *(Clip, ConstantOfShape, Dropout, Expand, InstanceNormalization),
-        *(Resize, Slice, Sum, Upsample),
+        *(Resize, Slice, Split, Sum, Upsample),
     )
 }
 """Converter classes by ONNX operator; they replace TVM's."""

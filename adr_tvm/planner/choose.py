@@ -8,6 +8,7 @@ Research 1979).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,9 +25,12 @@ class Option:
 
 
 def hull(options: Sequence[Option]) -> list[Option]:
-    """The options on the upper convex hull of (error, saved) from (0, 0), in order of error; all save time."""
+    """The options on the upper convex hull of (error, saved) from (0, 0), in order of error; all save time.
+
+    Options whose error is not finite spoil the output and are left out.
+    """
     best: list[Option] = []
-    for option in sorted(options, key=lambda o: (o.error, -o.saved)):
+    for option in sorted((o for o in options if math.isfinite(o.error)), key=lambda o: (o.error, -o.saved)):
         if option.saved <= (best[-1].saved if best else 0.0):
             continue
         best.append(option)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from adr_tvm.hashing import HashPlanes
-from adr_tvm.metrics import Metric
 from adr_tvm.onnx_model import CheckedModel
 from adr_tvm.passes.mark_candidates import Candidate
 from adr_tvm.plan import LayerPlan, ReusePlan
+from adr_tvm.planner.accuracy import OutputMetric
 from adr_tvm.planner.layer_kernel import LayerKernel
 from adr_tvm.planner.shortlist import Shortlisted
 
@@ -23,7 +23,7 @@ class Measured:
         short: setting, planes, prediction.
         kernel: compiled, with the guard's limit.
         dense, reuse: seconds of a batch inside the network.
-        clusters: of one unit.
+        clusters: of one image (``batch`` scope: on average).
         nmse: of the layer's output.
         error: NMSE at the network's output; None until weighed.
     """
@@ -50,7 +50,7 @@ class Findings:
     reasons: dict[str, str]
     measured: dict[str, list[Measured]] = field(default_factory=dict)
     chosen: dict[str, Measured] = field(default_factory=dict)
-    metric: Metric | None = None
+    metric: OutputMetric | None = None
     images_needed: int | None = None
     notes: list[str] = field(default_factory=list)
 

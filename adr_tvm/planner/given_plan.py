@@ -57,11 +57,14 @@ def given_findings(
     findings.metric, _ = output_errors(network, kernels, data, metric)
     batch = next(iter(calibration))[0]
     times = time_in_place(network, kernels, batch, timings)
+    images = len(next(iter(batch.values())))
     seen: dict[str, object] = {}
     with network.watching(lambda layer, x: seen.update({layer: tvm.runtime.tensor(x.numpy())})):
         network.run(batch)
     for layer, kernel in kernels.items():
-        clusters = count_clusters(kernel, [seen[layer]])
+        clusters = count_clusters(kernel, seen[layer])
+        if plan.reused[layer].scope == "batch":
+            clusters /= images
         findings.chosen[layer] = _measured(plan, layer, kernel, *times[layer], clusters, by_name[layer])
     return findings, metric.name, batch
 

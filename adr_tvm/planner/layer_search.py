@@ -1,7 +1,8 @@
 """The search over layers: shortlist, measure, weigh, choose, verify, back off.
 
 Everything that depends on the machine goes through ``Timings``, everything random through the seed: the same search
-with the same timings gives the same plan, byte for byte.
+with the same timings gives the same plan, byte for byte. Under a time budget the layers that promise most go first;
+what is not tried in time stays dense, errors are measured on fewer images, and so is the whole.
 """
 
 from __future__ import annotations
@@ -17,10 +18,9 @@ from tvm.target import Target
 from adr_tvm.calibration import CalibrationSet
 from adr_tvm.errors import DataError
 from adr_tvm.hashing import HashPlanes
-from adr_tvm.metrics import Metric
 from adr_tvm.onnx_model import CheckedModel
 from adr_tvm.passes.mark_candidates import Candidate, CandidateRules, find_candidates
-from adr_tvm.planner.accuracy import DenseOutputs, new_metric, output_errors
+from adr_tvm.planner.accuracy import DenseOutputs, OutputMetric, new_metric, output_errors
 from adr_tvm.planner.choose import Option, nested_plans
 from adr_tvm.planner.cost import CostModel
 from adr_tvm.planner.findings import Findings, Measured
@@ -29,11 +29,14 @@ from adr_tvm.planner.measure import cluster_limit, count_clusters, setting_key, 
 from adr_tvm.planner.network import PlanningNetwork
 from adr_tvm.planner.options import SearchOptions
 from adr_tvm.planner.shortlist import Shortlist, Shortlisted, shortlist
+from adr_tvm.planner.time_budget import CHOSEN_BY, MEASURED_BY, VERIFIED_BY, WEIGHED_BY, TimeBudget
 from adr_tvm.progress import progress
 from adr_tvm.results import Timings
+from adr_tvm.settings import ReuseSetting
 
 SENSITIVITY_IMAGES = 256
 CHOICE_IMAGES = 2048
+OUT_OF_TIME = "not tried: the time budget was used up by layers that promised more"
 
 
 class LayerSearch:
@@ -60,6 +63,7 @@ class LayerSearch:
         timings: Timings,
     ):
         self.target, self.options, self.timings = target, options, timings
+        self.time = TimeBudget(options.time_budget, timings)
         self.planning, self.held_back = calibration.split(options.seed)
         self.cost = CostModel()
         candidates = find_candidates(mod["main"], "main", rules)
@@ -71,7 +75,8 @@ class LayerSearch:
                 self.open.remove(c)
         self.network = PlanningNetwork(mod, self.open, target, [spec.name for spec in checked.inputs])
         self.batch = next(iter(self.planning))[0]
-        self.images = len(next(iter(self.batch.values())))
+        images = len(next(iter(self.batch.values())))
+        self.image_seconds = self.time.seconds_per_image(lambda: self.network.run(self.batch), images)
 
     def run(self) -> Findings:
         """Search.
@@ -95,10 +100,15 @@ class LayerSearch:
         """Compile what is shortlisted and time it inside the network; drop what is not enough faster."""
         layers = [c for c in self.open if lists[c.layer].options]
         self.findings.reasons |= {layer: s.reason for layer, s in lists.items() if not s.options}
+        if self.time.limited:
+            layers.sort(key=lambda c: -self._promise(c, lists[c.layer]))
+        found: dict[str, list[Measured]] = {}
         with progress("measuring layers", len(layers)) as step:
             for c in layers:
-                measured = self._measure_layer(c, lists[c.layer].options)
-                self.findings.measured[c.layer] = measured
+                if self.time.left(f"measure {c.layer}", MEASURED_BY) <= 0:
+                    self.findings.reasons[c.layer] = OUT_OF_TIME
+                    continue
+                found[c.layer] = measured = self._measure_layer(c, lists[c.layer].options)
                 if not any(m.worth for m in measured):
                     best = min(measured, key=lambda m: m.reuse)
                     self.findings.reasons[c.layer] = (
@@ -106,6 +116,16 @@ class LayerSearch:
                         f"({setting_key(best.short.setting)}, r_c {best.short.r_c:.2f})"
                     )
                 step.advance(1, c.layer)
+        self.findings.measured = {c.layer: found[c.layer] for c in self.open if c.layer in found}
+        if len(found) < len(layers):
+            self.findings.notes.append(
+                f"The time budget left {len(layers) - len(found)} of {len(layers)} promising layers untried."
+            )
+
+    def _promise(self, c: Candidate, short: Shortlist) -> float:
+        """Seconds that the best setting of a layer is predicted to save on an image."""
+        assert c.geometry is not None
+        return self.cost.dense_seconds(c.geometry, 1) - min(s.predicted for s in short.options)
 
     def _measure_layer(self, c: Candidate, options: Sequence[Shortlisted]) -> list[Measured]:
         assert c.geometry is not None
@@ -120,10 +140,12 @@ class LayerSearch:
         measured = []
         for s in options:
             key = setting_key(s.setting)
-            clusters = count_clusters(kernels[key], [x])
+            images = int(x.shape[0])
+            clusters = count_clusters(kernels[key], x)
             y = kernels[key](x)[0].numpy()
-            limit = cluster_limit(c.geometry, s.setting, self.images, clusters, times[key], times["dense"])
+            limit = cluster_limit(c.geometry, s.setting, images, clusters, times[key], times["dense"])
             guarded = dataclasses.replace(s, setting=dataclasses.replace(s.setting, max_clusters=limit))
+            clusters /= images if s.setting.scope == "batch" else 1
             measured.append(Measured(guarded, kernels[key], times["dense"], times[key], clusters, _nmse(y, r)))
         return measured
 
@@ -141,12 +163,15 @@ class LayerSearch:
     def _weigh(self) -> None:
         """Error at the network's output of each setting that is worth its time, one layer at a time."""
         worth = [(layer, m) for layer, ms in self.findings.measured.items() for m in ms if m.worth]
-        data = DenseOutputs(self.network, self.planning, SENSITIVITY_IMAGES)
+        if self.time.limited:
+            worth.sort(key=lambda found: found[1].reuse - found[1].dense)
+        images = self.time.images("weigh", WEIGHED_BY, len(worth), self.image_seconds, SENSITIVITY_IMAGES)
+        data = DenseOutputs(self.network, self.planning, images)
         with progress("weighing layers at the network's output", len(worth)) as step:
             for layer, m in worth:
                 if m.short.setting.lossless:
                     m.error = 0.0
-                else:
+                elif self.time.left(f"weigh {layer}|{setting_key(m.short.setting)}", WEIGHED_BY) > 0:
                     _, m.error = output_errors(self.network, {layer: m.kernel}, data, new_metric(self.metric, data))
                 step.advance(1, layer)
 
@@ -157,58 +182,79 @@ class LayerSearch:
             for layer, ms in self.findings.measured.items()
         }
         plans = nested_plans(options)
-        data = DenseOutputs(self.network, self.planning, CHOICE_IMAGES)
-        reached = self._furthest_within(plans, data)
-        held_back = DenseOutputs(self.network, self.held_back)
-        best: Metric | None = None
+        reached = self._furthest_within(plans)
+        images = self.time.images("verify", VERIFIED_BY, 2, self.image_seconds, len(self.held_back))
+        held_back = DenseOutputs(self.network, self.held_back, images)
+        slow: set[tuple[str, ReuseSetting]] = set()
         with progress("verifying on held-back data", None) as step:
-            while reached >= 0:
-                chosen = self._kernels_of(plans[reached])
-                best, _ = output_errors(self.network, _kernels(chosen), held_back, new_metric(self.metric, held_back))
+            while True:
+                chosen = {
+                    layer: m
+                    for layer, m in self._measured_of(plans[reached]).items()
+                    if (layer, m.short.setting) not in slow
+                }
+                metric = self._drop(chosen, held_back)
                 step.advance(1, f"{len(chosen)} layers")
-                lossy = any(not m.short.setting.lossless for m in chosen.values())
-                if not lossy or best.within(self.budget):
+                if _lossy(chosen) and not metric.within(self.budget):
+                    self.findings.images_needed = metric.images_needed(self.budget)
+                    reached -= 1
+                    continue
+                timed = self._in_network(chosen)
+                found = {(layer, m.short.setting) for layer, m in timed.items() if not m.worth}
+                if not found:
                     break
-                self.findings.images_needed = best.images_needed(self.budget)
-                reached -= 1
-        self.findings.metric = best
-        self._keep_what_pays(self._kernels_of(plans[max(reached, 0)]))
-        for layer, ms in self.findings.measured.items():
-            if layer not in self.findings.chosen and layer not in self.findings.reasons and any(m.worth for m in ms):
-                self.findings.reasons[layer] = "its error does not fit the accuracy budget"
+                slow |= found
+        self.findings.metric, self.findings.chosen = metric, timed
+        self._explain(metric.images)
 
-    def _furthest_within(self, plans: Sequence[Mapping[str, Option]], data: DenseOutputs) -> int:
+    def _furthest_within(self, plans: Sequence[Mapping[str, Option]]) -> int:
         """Largest step whose measured drop, without any margin, is within the budget on planning data (bisection)."""
         low, high = 0, len(plans) - 1
+        runs = len(plans).bit_length() + 1  # the dense network too
+        images = self.time.images("choose", CHOSEN_BY, runs, self.image_seconds, CHOICE_IMAGES)
+        data = DenseOutputs(self.network, self.planning, images)
         with progress("choosing under the budget", None) as step:
             while low < high:
                 middle = (low + high + 1) // 2
-                kernels = _kernels(self._kernels_of(plans[middle]))
-                metric, _ = output_errors(self.network, kernels, data, new_metric(self.metric, data))
-                step.advance(1, f"{len(kernels)} layers")
-                fits = metric.value() >= self.budget if self.metric == "psnr" else metric.drop() <= self.budget
+                chosen = self._measured_of(plans[middle])
+                fits = self._drop(chosen, data).keeps(self.budget)
+                step.advance(1, f"{len(chosen)} layers")
                 low, high = (middle, high) if fits else (low, middle - 1)
         return low
 
-    def _kernels_of(self, plan: Mapping[str, Option]) -> dict[str, Measured]:
+    def _drop(self, chosen: Mapping[str, Measured], data: DenseOutputs) -> OutputMetric:
+        """The metric of the network with some layers reused."""
+        kernels = {layer: m.kernel for layer, m in chosen.items()}
+        return output_errors(self.network, kernels, data, new_metric(self.metric, data))[0]
+
+    def _measured_of(self, plan: Mapping[str, Option]) -> dict[str, Measured]:
         return {
             layer: next(m for m in self.findings.measured[layer] if m.short.setting == option.setting)
             for layer, option in plan.items()
         }
 
-    def _keep_what_pays(self, chosen: dict[str, Measured]) -> None:
-        """Drop layers that are not enough faster in whole runs of the network."""
-        if not chosen:
-            return
-        for layer, (dense, reuse) in time_in_place(self.network, _kernels(chosen), self.batch, self.timings).items():
-            m = dataclasses.replace(chosen[layer], dense=dense, reuse=reuse)
-            if m.worth:
-                self.findings.chosen[layer] = m
-            else:
+    def _in_network(self, chosen: Mapping[str, Measured]) -> dict[str, Measured]:
+        """Chosen layers with their times in whole runs of the network; notes why a layer does not pay there."""
+        kernels = {layer: m.kernel for layer, m in chosen.items()}
+        timed = {}
+        for layer, (dense, reuse) in time_in_place(self.network, kernels, self.batch, self.timings).items():
+            timed[layer] = dataclasses.replace(chosen[layer], dense=dense, reuse=reuse)
+            if not timed[layer].worth:
                 self.findings.reasons[layer] = f"no gain inside the network: {reuse / dense:.2f}x the dense time"
+        return timed
+
+    def _explain(self, held_back: int) -> None:
+        """Why the layers that measured faster, but are not chosen, stay dense."""
+        reason = "its error does not fit the accuracy budget"
+        if self.findings.images_needed is not None:
+            reason = f"{held_back} held-back images do not show that its error fits the accuracy budget"
+        for layer, ms in self.findings.measured.items():
+            worth = [m for m in ms if m.worth]
+            if worth and layer not in self.findings.chosen and layer not in self.findings.reasons:
+                self.findings.reasons[layer] = OUT_OF_TIME if all(m.error is None for m in worth) else reason
 
 
-def metric_for(options: SearchOptions, data: DenseOutputs) -> Metric:
+def metric_for(options: SearchOptions, data: DenseOutputs) -> OutputMetric:
     """The metric the user asked for.
 
     Raises:
@@ -231,8 +277,8 @@ def _arrays(planes: HashPlanes | None) -> tuple[np.ndarray | None, np.ndarray | 
     return (None, None) if planes is None else (planes.planes, planes.thresholds)
 
 
-def _kernels(chosen: Mapping[str, Measured]) -> dict[str, LayerKernel]:
-    return {layer: m.kernel for layer, m in chosen.items()}
+def _lossy(chosen: Mapping[str, Measured]) -> bool:
+    return any(not m.short.setting.lossless for m in chosen.values())
 
 
 def _nmse(y: np.ndarray, r: np.ndarray) -> float:

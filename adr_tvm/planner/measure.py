@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -73,7 +73,7 @@ def time_in_place(
 
     Unlike in `time_kernels`, each kernel runs once per network run, with the caches as the layer before leaves them.
     """
-    keys = {layer: (f"{layer}|in network|dense", f"{layer}|in network|reuse") for layer in chosen}
+    keys = {layer: (f"{layer}|in network|dense", f"{layer}|in network|{_name(k)}") for layer, k in chosen.items()}
     if any(timings.get(key) is None for pair in keys.values() for key in pair):
         samples: dict[str, list[float]] = {key: [] for pair in keys.values() for key in pair}
         timed = [
@@ -85,8 +85,13 @@ def time_in_place(
                 with network.using(kernels):  # type: ignore[arg-type]
                     network.run(inputs)
         for key, values in samples.items():
-            timings.put(key, statistics.median(values[1:]))
+            if timings.get(key) is None:
+                timings.put(key, statistics.median(values[1:]))
     return {layer: (timings.get(a) or 0.0, timings.get(b) or 0.0) for layer, (a, b) in keys.items()}
+
+
+def _name(kernel: LayerKernel) -> str:
+    return "dense" if kernel.setting is None else setting_key(kernel.setting)
 
 
 class _Timed:
@@ -101,9 +106,9 @@ class _Timed:
         return out[0]
 
 
-def count_clusters(kernel: LayerKernel, inputs: Sequence[Any]) -> float:
-    """Mean clusters of one unit over some input tensors of a reuse layer."""
-    return float(np.mean(np.concatenate([kernel(x)[1].numpy()[:, 0] for x in inputs])))
+def count_clusters(kernel: LayerKernel, x: Any) -> float:
+    """Mean clusters of one unit of a reuse layer on an input tensor."""
+    return float(np.mean(kernel(x)[1].numpy()[:, 0]))
 
 
 def cluster_limit(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -54,22 +55,26 @@ class PlanningNetwork:
         self._hook: Hook | None = None
         names = {c.layer: f"adr.planner.{id(self)}.{i}" for i, c in enumerate(layers)}
         for layer, name in names.items():
-            tvm_ffi.register_global_func(name, self._dispatcher(layer), override=True)
+            tvm_ffi.register_global_func(name, _dispatcher(weakref.ref(self), layer), override=True)
+            weakref.finalize(self, tvm_ffi.registry.remove_global_func, name).atexit = False
         outlined = mutate(mod, lambda m: _Outliner(m, names))
         self._main = relax.VirtualMachine(build_module(outlined, target), tvm.cpu())["main"]
 
-    def _dispatcher(self, layer: str) -> Callable[[Any, Any], None]:
-        def dispatch(x: Any, out: Any) -> None:
-            if self._hook is not None:
-                self._hook(layer, x)
-            out.copyfrom(self._kernels[layer](x)[0])
+    def dispatch(self, layer: str, x: Any, out: Any) -> None:
+        """What the outlined network calls for a layer: input and output tensor."""
+        if self._hook is not None:
+            self._hook(layer, x)
+        out.copyfrom(self._kernels[layer](x)[0])
 
-        return dispatch
+    def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Outputs of the network on a batch; the layers in use decide whether it is dense.
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """First output of the network on a batch; the layers in use decide whether it is dense."""
+        The first axis of each is the image. An output without one, such as a sum over the batch, is one image.
+        """
         out = self._main(*[tvm.runtime.tensor(inputs[name]) for name in self.inputs])
-        return (out if hasattr(out, "numpy") else out[0]).numpy()
+        images = len(next(iter(inputs.values())))
+        arrays = [tensor.numpy() for tensor in ([out] if hasattr(out, "numpy") else out)]
+        return [array if array.ndim and len(array) == images else array[None] for array in arrays]
 
     @contextmanager
     def using(self, kernels: Mapping[str, LayerKernel]) -> Iterator[None]:
@@ -88,6 +93,17 @@ class PlanningNetwork:
             yield
         finally:
             self._hook = None
+
+
+def _dispatcher(network: weakref.ref[PlanningNetwork], layer: str) -> Callable[[Any, Any], None]:
+    """A global function for a layer, which does not keep the network and its kernels alive."""
+
+    def dispatch(x: Any, out: Any) -> None:
+        alive = network()
+        assert alive is not None  # only the network's own virtual machine calls this
+        alive.dispatch(layer, x, out)
+
+    return dispatch
 
 
 def seconds(kernel: Callable[[Any], Any], x: Any) -> float:

@@ -18,7 +18,8 @@ class SearchOptions:
         lossless: only `exact` rows.
         granularity, L, H, hash, scope: what the search is limited to.
         seed: of everything random.
-        time_budget: seconds the search should take; it weighs fewer images to keep to it.
+        time_budget: seconds the search should take: it tries fewer layers and looks at fewer images to keep to it.
+            Compiling the dense network and the result takes its time all the same.
     """
 
     metric: str = "auto"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -120,7 +121,7 @@ def _finish(
         plan = given or plan_of(findings, checked, str(target.kind.name), metric, budget, options.seed)
         executable = build_plan(mod, plan, target)
         step.advance(1)
-    times = _time_network(executable, checked, batch, bool(plan.reused), options.seed, timings)
+    times = _time_network(executable, checked, batch, plan, options.seed, timings)
     bar = NOT_SLOWER_UNSEEN if batch is None else NOT_SLOWER
     if given is None and plan.reused and times["main"] > bar * times["dense"]:
         ratio = times["main"] / times["dense"]
@@ -138,25 +139,29 @@ def _time_network(
     executable: tvm.runtime.Executable,
     checked: CheckedModel,
     batch: Mapping[str, np.ndarray] | None,
-    reuses: bool,
+    plan: ReusePlan,
     seed: int,
     timings: Timings,
 ) -> dict[str, float]:
     """Median seconds of a run of the whole network, by entry, in turn on the same batch."""
-    entries = ("main", "dense") if reuses else ("dense",)
-    if any(timings.get(f"network|{entry}") is None for entry in entries):
+    keys = {"dense": "network|dense"}
+    if plan.reused:
+        settings = "\n".join(f"{layer} {setting}" for layer, setting in plan.reused.items())
+        keys = {"main": f"network|main {hashlib.sha256(settings.encode()).hexdigest()[:12]}", **keys}
+    if any(timings.get(key) is None for key in keys.values()):
         arrays = [
             tvm.runtime.tensor(random_input(spec, seed) if batch is None else batch[spec.name])
             for spec in checked.inputs
         ]
         machine = relax.VirtualMachine(executable, tvm.cpu())
-        samples: dict[str, list[float]] = {entry: [] for entry in entries}
+        samples: dict[str, list[float]] = {entry: [] for entry in keys}
         for _ in range(REPEATS + 1):
-            for entry in entries:
+            for entry in keys:
                 samples[entry].append(seconds(_Run(machine[entry]), arrays))
-        for entry in entries:
-            timings.put(f"network|{entry}", statistics.median(samples[entry][1:]))
-    times = {entry: timings.get(f"network|{entry}") or 0.0 for entry in entries}
+        for entry, key in keys.items():
+            if timings.get(key) is None:
+                timings.put(key, statistics.median(samples[entry][1:]))
+    times = {entry: timings.get(key) or 0.0 for entry, key in keys.items()}
     return {"main": times["dense"], **times}
 
 

@@ -25,7 +25,7 @@ def settings_grid(geometry: ConvGeometry, options: SearchOptions) -> list[ReuseS
         grid.append(ReuseSetting(granularity="row", hash="exact", L=1, H=1, scope=scope))  # type: ignore[arg-type]
     if r.lossless:
         return grid
-    for granularity in (r.granularity,) if r.granularity else ("pixel", "row"):
+    for granularity in _granularities(r):
         if r.hash == "exact" and granularity == "row":
             continue
         for L in _lengths(geometry, granularity, r.L):
@@ -42,9 +42,15 @@ def settings_grid(geometry: ConvGeometry, options: SearchOptions) -> list[ReuseS
     return grid
 
 
+def _granularities(options: SearchOptions) -> tuple[str, ...]:
+    if options.granularity is not None:
+        return (options.granularity,)
+    return ("pixel", "row") if options.L is None else ("pixel",)  # rows have a length of their own
+
+
 def _lengths(geometry: ConvGeometry, granularity: str, fixed: int | None) -> tuple[int, ...]:
     if granularity == "row":
-        return (geometry.K,) if fixed or geometry.K <= LONGEST_HASHED_ROW else ()
+        return (geometry.K,) if geometry.K <= LONGEST_HASHED_ROW else ()
     if fixed:
         return (fixed,)
     if granularity == "segment":

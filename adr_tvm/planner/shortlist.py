@@ -29,6 +29,7 @@ from adr_tvm.vectors import neuron_vectors
 
 FIT_POSITIONS = 16_384  # positions looked at per layer, so that large images do not take minutes
 WORTH_PREDICTED = 1.2  # of the dense time: predictions are rough, measurement decides
+SAMPLE_IMAGES = 8  # that settings are compared on; a whole batch where images are clustered together
 MOST_SETTINGS = 5  # of one layer that are compiled and measured
 WITH_GAIN = 2  # the most accurate of them are also tried with gain
 
@@ -82,7 +83,7 @@ def shortlist(
     geometries = {c.layer: _geometry(c) for c in candidates}
     seed = options.seed
     statistics = _fit(network, geometries, grids, planning, seed)
-    samples = _sample_inputs(network, geometries, planning)
+    samples = _sample_inputs(network, geometries, planning, options.scope == "batch")
     lists: dict[str, Shortlist] = {}
     with progress("clustering calibration data", len(candidates)) as step:
         for layer, grid in grids.items():
@@ -103,6 +104,11 @@ def _images(geometry: ConvGeometry, have: int) -> int:
     return max(1, min(have, -(-FIT_POSITIONS // geometry.rows)))
 
 
+def _fitted(geometry: ConvGeometry, planning: CalibrationSet) -> int:
+    """Images, from the first on, that a layer's planes are fitted to: at most half, so that others are left."""
+    return _images(geometry, -(-len(planning) // 2))
+
+
 def _fit(
     network: PlanningNetwork,
     geometries: dict[str, ConvGeometry],
@@ -116,7 +122,7 @@ def _fit(
         found[layer] = {
             shape_key(s): VectorStatistics(g.segments(s), g.vector_length(s), seed) for s in grid if s.hash != "exact"
         }
-    left = {layer: _images(g, -(-len(planning) // 2)) for layer, g in geometries.items()}
+    left = {layer: _fitted(g, planning) for layer, g in geometries.items()}
 
     def hook(layer: str, x: Any) -> None:
         if left[layer] <= 0 or not found[layer]:
@@ -137,24 +143,31 @@ def _fit(
 
 
 def _sample_inputs(
-    network: PlanningNetwork, geometries: dict[str, ConvGeometry], planning: CalibrationSet
+    network: PlanningNetwork, geometries: dict[str, ConvGeometry], planning: CalibrationSet, whole_batch: bool
 ) -> dict[str, np.ndarray]:
-    """Some inputs of every layer, from the last images of the planning half (the planes are fitted on the first)."""
-    wanted = {layer: min(8, _images(g, len(planning))) for layer, g in geometries.items()}
+    """Some inputs of every layer, of images that its planes are not fitted to (where there is more than one)."""
+    most = max(SAMPLE_IMAGES, planning.batch_size) if whole_batch else SAMPLE_IMAGES
+    wanted = {layer: min(most, _images(g, len(planning))) for layer, g in geometries.items()}
+    first = {layer: min(_fitted(g, planning), len(planning) - wanted[layer]) for layer, g in geometries.items()}
     kept: dict[str, list[np.ndarray]] = {layer: [] for layer in geometries}
+    done = size = 0
 
     def hook(layer: str, x: Any) -> None:
-        images = as_nhwc(x, geometries[layer])[: wanted[layer]]
-        kept[layer] = [*kept[layer], images.copy()]
-        while sum(map(len, kept[layer])) - len(kept[layer][0]) >= wanted[layer]:
-            del kept[layer][0]
+        images = as_nhwc(x, geometries[layer])
+        start, stop = max(0, first[layer] - done), first[layer] + wanted[layer] - done
+        if len(images) != size:  # the first axis of this layer's input is not the image
+            kept[layer] = [images[-wanted[layer] :].copy()]
+        elif start < min(stop, size):
+            kept[layer].append(images[start:stop].copy())
 
     with network.watching(hook):
         for inputs, _ in planning:
-            network.run(inputs)
-            if all(sum(map(len, kept[layer])) >= n for layer, n in wanted.items()) and len(planning) > 1024:
+            if all(done >= first[layer] + wanted[layer] for layer in geometries):
                 break
-    return {layer: np.concatenate(images)[-wanted[layer] :] for layer, images in kept.items()}
+            size = len(next(iter(inputs.values())))
+            network.run(inputs)
+            done += size
+    return {layer: np.concatenate(images) for layer, images in kept.items()}
 
 
 def _analysed(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from tvm.target import Target
 
 from adr_tvm._tvm import host_cpu
-from adr_tvm.formats import geometry_text
+from adr_tvm.layers import describe
 from adr_tvm.onnx_model import CheckedModel
 from adr_tvm.passes.mark_candidates import Candidate
 from adr_tvm.plan import ReusePlan
@@ -65,18 +65,18 @@ def network_result(
 
 
 def _layer_result(c: Candidate, findings: Findings, plan: ReusePlan) -> LayerResult:
-    g, chosen = c.geometry, findings.chosen.get(c.layer)
+    g, described, chosen = c.geometry, describe(c), findings.chosen.get(c.layer)
     tried = findings.measured.get(c.layer, [])
     decided = plan.layers.get(c.layer)
     first = chosen or (tried[0] if tried else None)
     return LayerResult(
         layer=c.layer,
         op=c.kind,
-        geometry="" if g is None else geometry_text(g),
+        geometry=described.geometry,
         decision="reuse" if chosen is not None else "dense",
         setting=chosen.short.setting if chosen is not None else None,
         reason=decided.reason if decided is not None else findings.reasons.get(c.layer, "dense"),
-        macs_dense=g.macs if g is not None else 0,
+        macs_dense=described.macs,
         macs_reuse=None if g is None or chosen is None else reuse_macs(g, chosen.short.setting, chosen.short.r_c),
         time_dense_ms=None if first is None else first.dense * 1e3,
         time_reuse_ms=None if chosen is None else chosen.reuse * 1e3,
