@@ -57,6 +57,15 @@ def calls(func: relax.Function, *names: str) -> list[relax.Call]:
     ]
 
 
+def node_name(call: relax.Call) -> str | None:
+    """Name of the ONNX node that a call came from; None if it came from elsewhere.
+
+    The frontend's spans hold the name at line 0. TVMScript's hold a file, whose lines count from 1.
+    """
+    span = call.span
+    return None if span is None or int(span.line) != 0 else str(span.source_name.name)
+
+
 def constant(expr: Any) -> np.ndarray | None:
     """The value of a constant, else None."""
     return expr.value.numpy() if isinstance(expr, tvm.ir.GenericConst) else None

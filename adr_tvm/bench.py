@@ -23,6 +23,8 @@ import adr_tvm
 from adr_tvm.bench_results import OURS, BenchResult, ThreadTimes, engine_times
 from adr_tvm.bench_worker import Answer, Job
 from adr_tvm.bundle import Manifest
+from adr_tvm.cli.common import INTERRUPTED
+from adr_tvm.cli.process import has_descriptor
 from adr_tvm.errors import AdrError, DataError, MissingDependencyError, ModelError, UsageError
 from adr_tvm.jsonfile import read_json, write_json
 from adr_tvm.options import METRIC_NAMES
@@ -197,8 +199,10 @@ def _in_process(job: Job, folder: Path) -> Answer:
     environment = os.environ | {VARIABLE: str(job.threads)}
     # -P: modules of the current folder are not imported.
     command = [sys.executable, "-P", "-m", "adr_tvm.bench_worker", str(job_file), str(answer_file)]
-    code = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL).returncode
-    if code in (130, -signal.SIGINT):
+    # Where the command line has silenced descriptor 2, Python's stderr is another one.
+    stderr = sys.stderr if has_descriptor(sys.stderr) else None
+    code = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stderr=stderr).returncode
+    if code in (INTERRUPTED, -signal.SIGINT):
         raise KeyboardInterrupt
     if not answer_file.is_file():
         reason = (

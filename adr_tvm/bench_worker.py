@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adr_tvm.bench_results import OURS, EngineAccuracy
+from adr_tvm.cli.common import INTERRUPTED
+from adr_tvm.cli.process import Interrupts, native_stderr
 from adr_tvm.errors import AdrError, UsageError
 from adr_tvm.jsonfile import read_json, write_json
 from adr_tvm.progress import progress, set_verbosity, wants_traceback
@@ -110,7 +112,7 @@ def _ours(model: ReuseModel, entry: str) -> Run:
 
     def run(feed: Feed) -> list[np.ndarray]:
         result = call(*(feed[name] for name in names))
-        return list(result) if isinstance(result, tuple) else [result]  # type: ignore[list-item]
+        return list(result) if isinstance(result, tuple) else [result]  # type: ignore[arg-type, list-item]
 
     return run
 
@@ -183,20 +185,21 @@ def _finite(value: float) -> float | None:
 
 def main(job_file: str, answer_file: str) -> int:
     """Do the job in a file and write the answer to another; errors are part of the answer."""
-    debug = wants_traceback(0)
-    try:
-        job = read_json(Path(job_file), Job, None, UsageError)
-        debug = wants_traceback(job.verbosity)
-        set_verbosity(job.verbosity)
-        answer = measure(job)
-    except AdrError as error:
-        answer = Answer(error=str(error), exit_code=error.exit_code)
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        answer = Answer(error=f"{type(error).__name__}: {error}", exit_code=1)
+    job = read_json(Path(job_file), Job, None, UsageError)
+    debug = wants_traceback(job.verbosity)
+    set_verbosity(job.verbosity)
+    with native_stderr(shown=debug), Interrupts() as interrupts:
+        try:
+            answer = measure(job)
+        except (KeyboardInterrupt, Exception) as error:
+            if interrupts.seen:
+                return INTERRUPTED
+            if debug:
+                traceback.print_exc()
+            if isinstance(error, AdrError):
+                answer = Answer(error=str(error), exit_code=error.exit_code)
+            else:
+                answer = Answer(error=f"{type(error).__name__}: {error}", exit_code=1)
     write_json(Path(answer_file), asdict(answer))
     return answer.exit_code
 

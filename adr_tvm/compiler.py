@@ -94,9 +94,7 @@ def compile_model(
     samples, plan = network.open_calibration(calibration), network.given_plan()
     with bundle.staged(folder) as staging:
         outcome = _plan_layers(network, samples, plan, timings)
-        library = bundle.write_library(outcome.executable, staging)
-        bundle.describe(network.checked, outcome.plan, network.mod, network.target, library).save(staging)
-        outcome.plan.save(staging)
+        bundle.write_bundle(staging, outcome.executable, network.checked, outcome.plan, network.mod, network.target)
         outcome.result.save(staging)
         outcome.timings.save(staging / bundle.TIMINGS_FILE)
         write_report(outcome.result, staging)

@@ -69,12 +69,6 @@ def import_onnx(checked: CheckedModel) -> tvm.IRModule:
             _log.debug("TVM's importer: %s", one_line(printed.getvalue(), 2000))
 
 
-def node_name(call: relax.Expr) -> str | None:
-    """Name of the ONNX node a call was made for; None if it has none."""
-    span = call.span
-    return None if span is None else str(span.source_name.name)
-
-
 def unsupported_operators(graph: onnx.GraphProto) -> dict[tuple[str, str], list[onnx.NodeProto]]:
     """Nodes that cannot be converted, by (domain, operator)."""
     supported = (onnx_frontend._get_convert_map().keys() | CONVERTERS.keys()) - _REFUSED.keys()

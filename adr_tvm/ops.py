@@ -2,6 +2,7 @@
 
 - ``adr.conv2d(x, w, bias)``: dense convolution with its epilogue.
 - ``adr.dense(x, w, bias)``: dense layer with its epilogue.
+- ``adr.grouped_conv2d(x, w, bias)``: grouped or depthwise convolution with its epilogue; never reuses.
 - ``adr.reuse_conv2d(x, w, bias, planes, thresholds)`` and ``adr.reuse_dense(...)``: the same with reuse; they return
   ``(y, stats)``, stats int32 [units, 2] = clusters, 1 if the unit reused and 0 if it ran dense.
 
@@ -25,6 +26,7 @@ from adr_tvm.geometry import ConvGeometry
 from adr_tvm.settings import ReuseSetting
 
 CONV2D, DENSE = "relax.adr.conv2d", "relax.adr.dense"
+GROUPED_CONV2D = "relax.adr.grouped_conv2d"
 REUSE_CONV2D, REUSE_DENSE = "relax.adr.reuse_conv2d", "relax.adr.reuse_dense"
 DENSE_OPS, REUSE_OPS = (CONV2D, DENSE), (REUSE_CONV2D, REUSE_DENSE)
 
@@ -62,7 +64,8 @@ def setting_of(call: relax.Call) -> ReuseSetting:
 
 
 def geometry_of(call: relax.Call) -> ConvGeometry:
-    """Geometry of a call of ours; a dense layer is a 1x1 convolution over [B, T, 1, K].
+    """Geometry of a call of ours; a dense layer is a 1x1 convolution over [B, T, 1, K], of a grouped one it is that of
+    one group.
 
     Raises:
         ValueError: a dimension other than the batch is symbolic.
@@ -74,7 +77,12 @@ def geometry_of(call: relax.Call) -> ConvGeometry:
         return ConvGeometry(H=x[1] if len(x) == 3 else 1, W=1, C=x[-1], KH=1, KW=1, M=w[1])
     a = call.attrs
     ints: dict[str, Any] = {k: tuple(int(v) for v in a[k]) for k in ("strides", "padding", "dilation")}
-    return ConvGeometry(H=x[1], W=x[2], C=x[3], KH=w[0], KW=w[1], M=w[3], **ints)
+    return ConvGeometry(H=x[1], W=x[2], C=w[2], KH=w[0], KW=w[1], M=w[3] // groups_of(call), **ints)
+
+
+def groups_of(call: relax.Call) -> int:
+    """Groups of a convolution of ours."""
+    return int(call.attrs["groups"]) if call.op.name == GROUPED_CONV2D else 1
 
 
 def activation_attrs(activation: Activation) -> dict[str, Any]:
@@ -108,17 +116,19 @@ def conv2d(
     strides: tuple[int, int] = (1, 1),
     padding: tuple[int, int, int, int] = (0, 0, 0, 0),
     dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
     activation: Activation | None = None,
 ) -> relax.Call:
-    """A call of ``adr.conv2d``; padding is (top, left, bottom, right)."""
+    """A call of ``adr.conv2d``, or of ``adr.grouped_conv2d``; padding is (top, left, bottom, right)."""
     attrs = dict_attrs(
         name=name,
         strides=list(strides),
         padding=list(padding),
         dilation=list(dilation),
+        **({} if groups == 1 else {"groups": groups}),
         **activation_attrs(activation or Activation()),
     )
-    return relax.Call(tvm.ir.Op.get(CONV2D), [x, w, bias], attrs)
+    return relax.Call(tvm.ir.Op.get(CONV2D if groups == 1 else GROUPED_CONV2D), [x, w, bias], attrs)
 
 
 def dense(
@@ -170,7 +180,7 @@ def output_type(call: relax.Call) -> relax.TensorType:
     geometry = geometry_of(call)
     if call.op.name in (DENSE, REUSE_DENSE):
         return tensor_type([*list(x.shape)[:-1], geometry.M])
-    return tensor_type([x.shape[0], geometry.OH, geometry.OW, geometry.M])
+    return tensor_type([x.shape[0], geometry.OH, geometry.OW, geometry.M * groups_of(call)])
 
 
 def _reuse_type(call: relax.Call) -> relax.TupleType:
@@ -199,7 +209,7 @@ def _register(name: str, arguments: tuple[str, ...], infer: Any) -> None:
 
 def register() -> None:
     """Register the operators; importing this module does it once per process."""
-    for name in DENSE_OPS:
+    for name in (*DENSE_OPS, GROUPED_CONV2D):
         _register(name, ("data", "weight", "bias"), output_type)
     for name in REUSE_OPS:
         _register(name, ("data", "weight", "bias", "planes", "thresholds"), _reuse_type)

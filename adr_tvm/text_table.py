@@ -52,7 +52,7 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in headings:
         table.add_column(heading.title, justify="right" if heading.numeric else "left", overflow="fold")
     for row, style in zip(rows, styles, strict=True):

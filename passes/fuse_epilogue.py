@@ -1,6 +1,6 @@
 """Convolutions and matrix products become ``adr.conv2d`` / ``adr.dense`` with their bias and activation inside.
 
-Matches ``nn.conv2d`` (NHWC, HWIO, groups = 1) and ``matmul`` (data of rank 2 or 3, weight of rank 2), then, while each
+Matches ``nn.conv2d`` (NHWC, HWIO, any groups) and ``matmul`` (data of rank 2 or 3, weight of rank 2), then, while each
 result has one reader: an added constant per-channel bias, and ReLU, clip or leaky ReLU. An NCHW convolution, as in a
 module that has not been through ``ChannelsLast``, is bracketed by transposes. Layer names come from the ONNX node
 names in the spans, else ``function/op_index``. What does not match stays as it was.
@@ -16,10 +16,11 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from adr_tvm import ops
-from adr_tvm._tvm import Dataflow, calls, constant, dict_attrs, is_op, relax_functions, static_shape
+from adr_tvm._tvm import Dataflow, calls, constant, dict_attrs, is_op, node_name, relax_functions, static_shape
 from adr_tvm.activation import Activation
 
 HEADS = ("relax.nn.conv2d", "relax.matmul")
+FUSED_OPS = (*ops.DENSE_OPS, ops.GROUPED_CONV2D)
 
 
 def convertible(call: relax.Call) -> str | None:
@@ -36,19 +37,14 @@ def convertible(call: relax.Call) -> str | None:
             return "a dimension other than the batch is symbolic"
         return None
     a = call.attrs
-    if int(a.groups) != 1:
-        kind = "depthwise" if int(a.groups) == static_shape(call.args[0])[_channel_axis(call)] else "grouped"
-        return f"{kind} convolution: each weight meets too few products to share"
+    if int(a.groups) != 1 and constant(call.args[1]) is None:
+        return "grouped convolution whose weights are not constant"
     layouts = (str(a.data_layout), str(a.kernel_layout))
     if layouts not in (("NHWC", "HWIO"), ("NCHW", "OIHW")):
         return f"layout {layouts[0]}/{layouts[1]} is not handled"
     if None in static_shape(call.args[0])[1:] or None in static_shape(call.args[1]):
         return "a dimension other than the batch is symbolic"
     return None
-
-
-def _channel_axis(call: relax.Call) -> int:
-    return str(call.attrs.data_layout).index("C")
 
 
 def _weights_from_parameters(call: relax.Call) -> tuple[relax.Expr, ...]:
@@ -63,11 +59,9 @@ def layer_names(func: relax.Function, function: str) -> list[str]:
     Operators of ours count too, so that the index of a layer does not depend on how many are converted already.
     """
     names: list[str] = []
-    for index, call in enumerate(calls(func, *HEADS, *ops.DENSE_OPS, *ops.REUSE_OPS)):
-        if call.op.name not in HEADS:
-            name = ops.layer_name(call)
-        else:
-            name = str(call.span.source_name.name) if call.span is not None else f"{function}/op_{index}"
+    for index, call in enumerate(calls(func, *HEADS, *FUSED_OPS, *ops.REUSE_OPS)):
+        given = node_name(call) if call.op.name in HEADS else ops.layer_name(call)
+        name = given or f"{function}/op_{index}"
         names.append(name if name not in names else f"{name}_{index}")
     return names
 
@@ -80,7 +74,7 @@ class _Fuser(PyExprMutator):
         self.dataflow = Dataflow(mod)
 
     def start(self, func: relax.Function, function: str) -> None:
-        heads = calls(func, *HEADS, *ops.DENSE_OPS, *ops.REUSE_OPS)
+        heads = calls(func, *HEADS, *FUSED_OPS, *ops.REUSE_OPS)
         self.names = {hash(call): name for call, name in zip(heads, layer_names(func, function), strict=True)}
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
@@ -111,7 +105,7 @@ class _Fuser(PyExprMutator):
         a = call.attrs
         ints: dict[str, Any] = {k: tuple(int(v) for v in getattr(a, k)) for k in ("strides", "padding", "dilation")}
         bias = relax.const(np.zeros(static_shape(w)[-1], np.float32))
-        y = ops.conv2d(x, w, bias, name=name, **ints)
+        y = ops.conv2d(x, w, bias, name=name, groups=int(a.groups), **ints)
         return relax.op.permute_dims(self.builder_.emit(y), [0, 3, 1, 2]) if nchw else y
 
     def _matmul(self, call: relax.Call, name: str) -> relax.Expr:
@@ -121,7 +115,7 @@ class _Fuser(PyExprMutator):
     def _head(self, expr: relax.Expr) -> relax.Call | None:
         """The call of ours that ``expr`` is bound to, if no activation follows it yet."""
         value = self.lookup_binding(expr) if isinstance(expr, relax.Var) else None
-        if any(is_op(value, op) for op in ops.DENSE_OPS) and ops.activation_of(value).kind == "linear":
+        if any(is_op(value, op) for op in FUSED_OPS) and ops.activation_of(value).kind == "linear":
             return value
         return None
 

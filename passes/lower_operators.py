@@ -8,8 +8,9 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.target import Target
 
 from adr_tvm import ops
-from adr_tvm._tvm import mutate
+from adr_tvm._tvm import is_op, mutate
 from adr_tvm.passes.lowering import lower_call
+from adr_tvm.passes.lowering_concat import lower_concat
 
 
 @mutator
@@ -20,14 +21,17 @@ class _Lowerer(PyExprMutator):
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = self.visit_expr_post_order(call)
-        if isinstance(call.op, tvm.ir.Op) and call.op.name in (*ops.DENSE_OPS, *ops.REUSE_OPS):
+        if isinstance(call.op, tvm.ir.Op) and call.op.name in (*ops.DENSE_OPS, ops.GROUPED_CONV2D, *ops.REUSE_OPS):
             return lower_call(self.builder_, call, self.target)
+        if is_op(call, "relax.concat"):
+            lowered = lower_concat(self.builder_, call)
+            return call if lowered is None else lowered
         return call
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerOperators")
 class LowerOperators:
-    """``adr.*`` calls become cluster -> GEMM -> scatter (reuse) or one kernel (dense).
+    """``adr.*`` calls become cluster -> GEMM -> scatter (reuse) or one kernel (dense), channel concatenations copies.
 
     Args:
         target: CPU target; None is this machine.

@@ -17,6 +17,7 @@ from adr_tvm import ops
 from adr_tvm._tvm import constant, cpu_target, static_shape, tensor_type
 from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry
+from adr_tvm.passes.lowering_grouped import lower_grouped
 from adr_tvm.schedules.cluster import SPARE_CENTROIDS, capacity, cluster, units
 from adr_tvm.schedules.cluster_rows import cluster_rows
 from adr_tvm.schedules.dense_conv2d import dense_conv2d
@@ -38,6 +39,8 @@ def lower_call(bb: relax.BlockBuilder, call: relax.Call, target: Target | None) 
         call: call of ``adr.conv2d``, ``adr.dense``, ``adr.reuse_conv2d`` or ``adr.reuse_dense``.
         target: CPU target; None is this machine.
     """
+    if call.op.name == ops.GROUPED_CONV2D:
+        return lower_grouped(bb, call, target or cpu_target())
     return _Lowering(bb, call, target or cpu_target()).lower()
 
 

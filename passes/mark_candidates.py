@@ -16,7 +16,7 @@ from tvm import relax
 from adr_tvm import ops
 from adr_tvm._tvm import calls, constant, is_op
 from adr_tvm.geometry import ConvGeometry
-from adr_tvm.passes.fuse_epilogue import HEADS, convertible, layer_names
+from adr_tvm.passes.fuse_epilogue import FUSED_OPS, HEADS, convertible, layer_names
 
 ATTRIBUTE = "adr.candidates"
 
@@ -66,17 +66,24 @@ def find_candidates(func: relax.Function, function: str, rules: CandidateRules) 
         rules: the user's patterns.
     """
     found: list[Candidate] = []
-    layers = calls(func, *HEADS, *ops.DENSE_OPS, *ops.REUSE_OPS)
+    layers = calls(func, *HEADS, *FUSED_OPS, *ops.REUSE_OPS)
     for call, layer in zip(layers, layer_names(func, function), strict=True):
         if call.op.name in ops.DENSE_OPS:
             kind = call.op.name.removeprefix("relax.adr.")
             reason = _not_constant(call) or rules.against(layer)
             found.append(Candidate(layer, kind, call, ops.geometry_of(call), reason))
+        elif call.op.name == ops.GROUPED_CONV2D:
+            found.append(Candidate(layer, "conv2d", call, None, _grouped_reason(call)))
         elif call.op.name in HEADS:
             kind = "dense" if is_op(call, "relax.matmul") else "conv2d"
             reason = convertible(call) or "not in the form of adr.conv2d / adr.dense: run FuseEpilogue first"
             found.append(Candidate(layer, kind, call, None, reason))
     return found
+
+
+def _grouped_reason(call: relax.Call) -> str:
+    kind = "depthwise" if ops.geometry_of(call).C == 1 else "grouped"
+    return f"{kind} convolution: too few products share a weight for reuse to save any"
 
 
 def _not_constant(call: relax.Call) -> str:

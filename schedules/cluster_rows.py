@@ -46,7 +46,7 @@ def _key_phase(geometry: ConvGeometry, setting: ReuseSetting):
                 A[0, Kp - LANES + j] = T.float32(0)
             for i in range(T.min(KEY_ROWS, rows - task % chunks * KEY_ROWS)):
                 n = T.meta_var(task % chunks * KEY_ROWS + i)
-                copy(X, task // chunks, n, rows, A, 0)
+                copy(X, task // chunks, n, rows, A, 0, 0)
                 for c in range(Kp // LANES):
                     for j in T.vectorized(LANES):
                         v[c * LANES + j] = A[0, c * LANES + j]

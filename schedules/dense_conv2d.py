@@ -29,7 +29,7 @@ def dense_image(geometry: ConvGeometry, activation: Activation, tile: RegisterTi
         for task in T.parallel(-(-rows // chunk)):
             A = T.alloc_buffer((chunk, K), "float32")
             for i in range(chunk):
-                copy(X, image, task * chunk + i, rows, A, i)
+                copy(X, image, task * chunk + i, rows, A, i, 0)
             for block in range(blocks):
                 for panel in range(chunk // MR):
                     acc = T.alloc_buffer((MR, NR), "float32", scope="local")
@@ -37,7 +37,7 @@ def dense_image(geometry: ConvGeometry, activation: Activation, tile: RegisterTi
                     for i in T.unroll(MR):
                         n = T.meta_var(task * chunk + panel * MR + i)
                         if n < rows:
-                            store(acc, i, bias, block, Y, image, n)
+                            store(acc, i, bias, block, Y, image, n, 0)
 
     return inline
 
@@ -88,7 +88,7 @@ def dense_conv2d(
             A = T.alloc_buffer((chunk, K), "float32")
             for i in range(chunk):
                 row = T.meta_var(task // groups * chunk + i)
-                copy(X, row // rows, row % rows + T.if_then_else(row < B * rows, 0, rows), rows, A, i)
+                copy(X, row // rows, row % rows + T.if_then_else(row < B * rows, 0, rows), rows, A, i, 0)
             for g in range(blocks // groups):
                 block = T.meta_var(task % groups + g)
                 for panel in range(chunk // MR):
@@ -97,6 +97,6 @@ def dense_conv2d(
                     for i in T.unroll(MR):
                         row = T.meta_var(task // groups * chunk + panel * MR + i)
                         if row < B * rows:
-                            store(acc, i, bias, block, Y, row // rows, row % rows)
+                            store(acc, i, bias, block, Y, row // rows, row % rows, 0)
 
     return kernel

@@ -92,12 +92,12 @@ def gemm_rows(
                     work = T.meta_var(task * chunk + i)
                     if work < works[u]:
                         if exact:
-                            copy(X, u * G + reps[u, work] // rows, reps[u, work] % rows, rows, A, i)
+                            copy(X, u * G + reps[u, work] // rows, reps[u, work] % rows, rows, A, i, 0)
                         else:
                             if source[u, work] >= 0:
                                 copy_centroid(centroids, u, source[u, work], A, i)
                             else:
-                                copy(X, u * G + reps[u, work] // rows, reps[u, work] % rows, rows, A, i)
+                                copy(X, u * G + reps[u, work] // rows, reps[u, work] % rows, rows, A, i, 0)
                     else:
                         for k in range(K):
                             A[i, k] = T.float32(0)
@@ -116,6 +116,7 @@ def gemm_rows(
                                     Y,
                                     u * G + reps[u, work] // rows,
                                     T.cast(reps[u, work] % rows, "int64"),
+                                    0,
                                 )
 
     return kernel

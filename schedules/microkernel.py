@@ -27,17 +27,20 @@ def multiply_tile(tile: RegisterTile):
 
 
 def store_row(tile: RegisterTile, M: int, OW: int, activation: Activation):
-    """Inline ``(acc, i, bias, block, Y, image, n)``: row i of acc, epilogue applied, to output pixel n."""
+    """Inline ``(acc, i, bias, block, Y, image, n, m0)``: row i of acc, epilogue applied, to output pixel n.
+
+    The block's channels are counted from channel m0 of Y and of the bias, which is readable a block beyond its end.
+    """
     NR = tile.NR
     act = activation_expr(activation)
 
     @T.inline
-    def inline(acc, i, bias, block, Y, image, n):
+    def inline(acc, i, bias, block, Y, image, n, m0):
         if block < M // NR:
             for j in T.vectorized(NR):
-                Y[image, n // OW, n % OW, block * NR + j] = act(acc[i, j] + bias[block * NR + j])
+                Y[image, n // OW, n % OW, m0 + block * NR + j] = act(acc[i, j] + bias[m0 + block * NR + j])
         else:
             for j in range(M % NR):
-                Y[image, n // OW, n % OW, block * NR + j] = act(acc[i, j] + bias[block * NR + j])
+                Y[image, n // OW, n % OW, m0 + block * NR + j] = act(acc[i, j] + bias[m0 + block * NR + j])
 
     return inline

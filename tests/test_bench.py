@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -68,7 +67,7 @@ def test_everything(files, tmp_path, capfd):
     assert 0 < accuracy["onnxruntime-int8"].max_relative_difference < 0.2
     shown = capfd.readouterr()
     lines = shown.out.splitlines()
-    assert lines[0].split() == ["threads", "engine", "median", "ms", "speedup", "95", "%", "rel.", "error", "top1"]
+    assert lines[0].split() == ["threads", "engine", "median", "ms", "speedup", "95", "%", "rel.", "diff", "top1"]
     assert [line.split()[1] for line in lines[1:5]] == names
     assert lines[5].startswith("out.onnx, batch 3, 1 thread: ")
     assert len(lines) == 6

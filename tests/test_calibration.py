@@ -93,6 +93,17 @@ def test_split_depends_on_the_seed_only():
         open_calibration(SAMPLES[:2], [IMAGE], None, 2).split(0)[0].split(0)
 
 
+def test_whole_batches():
+    """For models of a fixed batch: what does not fill one is left out, of the whole and of each half."""
+    data = open_calibration({"x": SAMPLES, "y": LABELS}, [IMAGE], "y", 4, whole_batches=True)
+    inputs, labels, sizes = gather(data)
+    assert sizes == [4, 4] and len(data) == 8
+    assert np.array_equal(inputs["x"], SAMPLES[:8]) and np.array_equal(labels, LABELS[:8])
+    assert [gather(half)[2] for half in data.split(0)] == [[4], [4]]
+    with pytest.raises(DataError, match="hold 7 samples: give at least 8"):
+        open_calibration(SAMPLES[:7], [IMAGE], None, 4, whole_batches=True)
+
+
 def test_batches_belong_to_the_caller(tmp_path):
     for source in (SAMPLES.copy(), npz(tmp_path, x=SAMPLES), iter(list(SAMPLES))):
         data = open_calibration(source, [IMAGE], None, 16)

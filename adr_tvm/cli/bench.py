@@ -37,7 +37,7 @@ All take turns, run by run, after a warm-up and with a pause of 50 ms before eac
 run; ratios are of medians, with a 95 % bootstrap interval over the rounds. Each
 number of threads is measured in a process of its own.
 
-The speedup is that of the bundle over the engine in the row; rel. error is the
+The speedup is that of the bundle over the engine in the row; rel. diff is the
 largest difference from ONNX Runtime in fp32 over the largest output.
 Accuracy is measured on all samples of --input, against ONNX Runtime in fp32:
 top1 with labels, else agreement for classifiers, else nmse.
@@ -165,7 +165,7 @@ def print_bench(result: BenchResult) -> None:
         Heading("median ms"),
         Heading("speedup"),
         Heading("95 %"),
-        Heading("rel. error"),
+        Heading("rel. diff"),
         Heading(result.metric),
     ]
     print_table(console, headings, rows, styles)
@@ -191,7 +191,7 @@ def summary(result: BenchResult) -> str:
 
 
 def _interval(speedup: Speedup) -> str:
-    return "-" if speedup.low is None else f"{speedup.low:.2f} to {speedup.high:.2f}"
+    return "-" if speedup.low is None else f"{speedup.low:.2f}-{speedup.high:.2f}"
 
 
 def _metric(metric: str, value: float | None) -> str:

@@ -9,10 +9,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import NoReturn
 
 from adr_tvm import __version__
-from adr_tvm.cli.common import add_verbosity, run_cli
+from adr_tvm.cli.common import Parser, add_verbosity, run_cli
 from adr_tvm.errors import GoalUnmetError, UsageError
 from adr_tvm.options import METRIC_NAMES, CompileOptions
 from adr_tvm.settings import GRANULARITIES, HASH_FAMILIES, MAX_BITS, SCOPES
@@ -51,15 +50,9 @@ exit codes:
   3 bad or unsupported model or data       130 interrupted"""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, as all other errors."""
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The command line; option names are the fields of ``CompileOptions``."""
-    parser = _Parser(
+    parser = Parser(
         prog="adr-compile",
         description=DESCRIPTION,
         epilog=EPILOG,

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+SECONDS_BETWEEN_TRIES = 0.5
+
 
 class Interrupts:
     """Within the context SIGINT and SIGTERM raise ``KeyboardInterrupt`` and are remembered.
 
-    TVM turns whatever is raised below its C++ into a ``RuntimeError``, and ``except Exception`` elsewhere makes
-    something else of that: only ``seen`` tells that it began as Ctrl-C.
+    Below TVM's C++ an exception may become a ``RuntimeError``, of which ``except Exception`` makes something else
+    again (only ``seen`` tells that it began as Ctrl-C), or be swallowed: so it is raised again until it gets through.
     """
 
     seen = False
@@ -25,15 +27,21 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         self._before = {}
         if threading.current_thread() is threading.main_thread():
-            self._before = {each: signal.signal(each, self._handle) for each in (signal.SIGINT, signal.SIGTERM)}
+            numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+            self._before = {each: signal.signal(each, self._handle) for each in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._before:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for each, handler in self._before.items():
             signal.signal(each, handler)
 
-    def _handle(self, _signal: int, _frame: FrameType | None) -> None:
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGALRM and sys.exc_info()[0] is not None:
+            return  # an exception is on its way out: leave those who clean up behind it alone
         self.seen = True
+        signal.setitimer(signal.ITIMER_REAL, SECONDS_BETWEEN_TRIES, SECONDS_BETWEEN_TRIES)
         raise KeyboardInterrupt
 
 
@@ -47,7 +55,7 @@ def native_stderr(shown: bool) -> Iterator[None]:
         shown: leave everything as it is.
     """
     stream = sys.stderr
-    if shown or not _is_descriptor_2(stream):
+    if shown or not (has_descriptor(stream) and stream.fileno() == 2):
         yield
         return
     stream.flush()
@@ -67,8 +75,9 @@ def native_stderr(shown: bool) -> Iterator[None]:
         ours.close()
 
 
-def _is_descriptor_2(stream: object) -> bool:
+def has_descriptor(stream: object) -> bool:
+    """Whether a stream is one that another process can write to."""
     try:
-        return stream.fileno() == 2  # type: ignore[attr-defined]
+        return stream.fileno() >= 0  # type: ignore[attr-defined]
     except (AttributeError, ValueError, io.UnsupportedOperation):
         return False

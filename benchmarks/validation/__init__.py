@@ -1,0 +1,1 @@
+"""The checks of ``benchmarks/validate.py``, a module for each."""

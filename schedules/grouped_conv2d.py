@@ -1,0 +1,65 @@
+"""Grouped convolution: the dense implicit GEMM of each group, on its slice of the channels."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from tvm import tirx
+from tvm.script import tirx as T
+
+from adr_tvm.activation import Activation
+from adr_tvm.geometry import ConvGeometry
+from adr_tvm.schedules.im2col import copy_row
+from adr_tvm.schedules.microkernel import multiply_tile, store_row
+from adr_tvm.schedules.packing import pack_weights
+from adr_tvm.schedules.register_tile import RegisterTile
+
+
+def pack_grouped_weights(w: np.ndarray, groups: int, NR: int) -> np.ndarray:
+    """Weights float32 [KH, KW, C / groups, M] as [groups * ceil(M / groups / NR), K, NR]."""
+    return np.concatenate([pack_weights(part, NR) for part in np.split(w, groups, axis=3)])
+
+
+@functools.cache
+def grouped_conv2d(group: ConvGeometry, groups: int, activation: Activation, tile: RegisterTile) -> tirx.PrimFunc:
+    """Y = activation(conv(X, W) + bias), each group on its own channels.
+
+    Args:
+        group: geometry of one group: C and M are a group's channels.
+
+    Returns:
+        PrimFunc of X float32 [B, H, W, C * groups], weights as `pack_grouped_weights` leaves them, bias float32
+        [M * groups + NR], Y float32 [B, OH, OW, M * groups]; B is symbolic.
+    """
+    H, W, C, OH, OW, M, K = group.H, group.W, group.C, group.OH, group.OW, group.M, group.K
+    MR, NR, rows = tile.MR, tile.NR, group.rows
+    blocks, chunk = -(-M // NR), tile.chunk_rows(K)
+    chunks = -(-rows // chunk)
+    copy, multiply, store = copy_row(group), multiply_tile(tile), store_row(tile, M, OW, activation)
+
+    @T.prim_func(private=True)
+    def kernel(x: T.handle, w: T.handle, b: T.handle, y: T.handle):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        B = T.int64()
+        X = T.match_buffer(x, (B, T.int64(H), T.int64(W), T.int64(C * groups)), "float32")
+        packed = T.match_buffer(w, (T.int64(groups * blocks), T.int64(K), T.int64(NR)), "float32")
+        bias = T.match_buffer(b, (T.int64(M * groups + NR),), "float32")
+        Y = T.match_buffer(y, (B, T.int64(OH), T.int64(OW), T.int64(M * groups)), "float32")
+        for task in T.parallel(B * chunks * groups):
+            image = T.meta_var(task // (chunks * groups))
+            first = T.meta_var(task // groups % chunks * chunk)
+            g = T.meta_var(task % groups)
+            A = T.alloc_buffer((chunk, K), "float32")
+            for i in range(chunk):
+                copy(X, image, first + i, rows, A, i, g * C)
+            for block in range(blocks):
+                for panel in range(chunk // MR):
+                    acc = T.alloc_buffer((MR, NR), "float32", scope="local")
+                    multiply(acc, A, panel * MR, K, packed, g * blocks + block)
+                    for i in T.unroll(MR):
+                        n = T.meta_var(first + panel * MR + i)
+                        if n < rows:
+                            store(acc, i, bias, block, Y, image, n, g * M)
+
+    return kernel
