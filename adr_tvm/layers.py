@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import tvm
 from tvm import relax
 
+from adr_tvm import ops
 from adr_tvm._tvm import is_op, static_shape
 from adr_tvm.formats import geometry_text, window_text
 from adr_tvm.passes.mark_candidates import Candidate, CandidateRules, find_candidates
@@ -55,13 +56,15 @@ def describe(candidate: Candidate) -> Layer:
 
 def _conv_text(call: relax.Call, x: Shape, w: Shape, y: Shape) -> tuple[str, int]:
     """Words for a convolution of any layout, and the multiply-adds of one of its outputs."""
-    data, kernel = str(call.attrs.data_layout), str(call.attrs.kernel_layout)
-    out = str(call.attrs.out_layout) or data
+    ours = is_op(call, ops.GROUPED_CONV2D)
+    data, kernel = ("NHWC", "HWIO") if ours else (str(call.attrs.data_layout), str(call.attrs.kernel_layout))
+    out = data if ours else str(call.attrs.out_layout) or data
+    attrs = ops.attributes(call) if ours else {"strides": call.attrs.strides, "groups": call.attrs.groups}
     KH, KW, inner = (w[kernel.index(axis)] for axis in "HWI")
     image = _dims(tuple(x[data.index(axis)] for axis in "HWC"))
-    channels, strides = y[out.index("C")], tuple(int(s) for s in call.attrs.strides)
+    channels, strides = y[out.index("C")], tuple(int(s) for s in attrs["strides"])
     text = window_text(f"{image} -> {channels}", (KH or 1, KW or 1), (strides[0], strides[-1]))
-    groups = int(call.attrs.groups)
+    groups = int(attrs["groups"])
     return text + (f", {groups} groups" if groups > 1 else ""), math.prod((KH or 1, KW or 1, inner or 1))
 
 

@@ -98,11 +98,8 @@ def _resolve(where: str, value: onnx.ValueInfoProto, given: Sequence[int | str] 
     if declared is None and given is None:
         raise ModelError(f"{label} has no shape; give --input-shapes {value.name}:1,3,224,224")
     shape: list[Any] = list((declared if given is None else given) or ())
-    if declared is not None and given is not None:
-        if len(given) != len(declared):
-            raise ModelError(
-                f"{label} has {len(declared)} dimensions, --input-shapes gives {len(given)} ({list(given)})"
-            )
+    if declared is not None and given is not None and len(given) != len(declared):
+        raise ModelError(f"{label} has {len(declared)} dimensions, --input-shapes gives {len(given)} ({list(given)})")
     for axis, dim in enumerate(shape):
         if not isinstance(dim, int) and axis > 0:
             fix = ",".join(str(d) if isinstance(d, int) else "1" if not i else "224" for i, d in enumerate(shape))

@@ -78,7 +78,7 @@ def _lanes(extent: int | None) -> int | None:
 
 
 def _contiguous(block: SBlock, var: tirx.Var) -> bool:
-    """Whether ``var`` is the last index of what the block writes, and appears only there, if at all, in what it reads."""
+    """Whether ``var`` is the last index of what the block writes, and at most that of what it reads."""
     if not _is_last(block.writes, var, required=True):
         return False
     return _is_last(block.reads, var, required=False)

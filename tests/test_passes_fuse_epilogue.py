@@ -192,3 +192,22 @@ def test_branches_are_left_alone():
             return z
 
     tvm.ir.assert_structural_equal(FuseEpilogue()(Before), Before)
+
+
+def test_grouped_convolution_with_constant_weights():
+    """It has an operator of its own, which never reuses."""
+
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((1, 5, 6, 4), "float32"), w: R.Tensor((3, 3, 2, 4), "float32")):
+            with R.dataflow():
+                y = R.nn.conv2d(x, w, groups=2, data_layout="NHWC", kernel_layout="HWIO")
+                z = R.nn.relu(y)
+                R.output(z)
+            return z
+
+    before = bind(Before, w=floats(3, 3, 2, 4))
+    after = FuseEpilogue()(before)
+    assert operators(after) == ["adr.grouped_conv2d"]
+    assert_equal(before, after, floats(1, 5, 6, 4))
