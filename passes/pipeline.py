@@ -26,6 +26,7 @@ from adr_tvm.passes.mark_candidates import CandidateRules, MarkCandidates
 from adr_tvm.passes.observe_candidates import ObserveCandidates
 from adr_tvm.passes.reshape_views import KEPT, ReshapeViews
 from adr_tvm.passes.schedule_loops import ScheduleLoops
+from adr_tvm.passes.simplify_power import SimplifyPower
 from adr_tvm.plan import ReusePlan
 
 Passes = list[Any]  # of tvm.transform.Pass
@@ -37,6 +38,8 @@ def canonicalise(rules: CandidateRules | None = None) -> Passes:
         # Batch norms vanish into the convolutions before them.
         FoldBatchNorm(),
         relax.transform.DecomposeOpsForInference(),
+        # powf has no vector form; LRN's exponent needs only square roots.
+        SimplifyPower(),
         # NHWC everywhere; transposes only at the edges.
         ChannelsLast(),
         ConvTransposeToConv(),

@@ -11,7 +11,7 @@ from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.schedules.im2col import copy_row
 from adr_tvm.schedules.microkernel import multiply_tile, store_row
-from adr_tvm.schedules.register_tile import RegisterTile
+from adr_tvm.schedules.register_tile import RegisterTile, panels_left
 
 SMALL_ROWS = 64  # up to this many rows in a call, threads share the output channels and pack the rows again
 
@@ -28,10 +28,11 @@ def dense_image(geometry: ConvGeometry, activation: Activation, tile: RegisterTi
     def inline(X, packed, bias, Y, image):
         for task in T.parallel(-(-rows // chunk)):
             A = T.alloc_buffer((chunk, K), "float32")
-            for i in range(chunk):
+            panels = T.meta_var(panels_left(rows - task * chunk, chunk, MR))
+            for i in range(panels * MR):
                 copy(X, image, task * chunk + i, rows, A, i, 0)
             for block in range(blocks):
-                for panel in range(chunk // MR):
+                for panel in range(panels):
                     acc = T.alloc_buffer((MR, NR), "float32", scope="local")
                     multiply(acc, A, panel * MR, K, packed, block)
                     for i in T.unroll(MR):
@@ -86,12 +87,13 @@ def dense_conv2d(
         Y = T.match_buffer(y, (B, T.int64(OH), T.int64(OW), T.int64(M)), "float32")
         for task in T.parallel((B * rows + chunk - 1) // chunk * groups):
             A = T.alloc_buffer((chunk, K), "float32")
-            for i in range(chunk):
+            panels = T.meta_var(panels_left(B * rows - task // groups * chunk, chunk, MR))
+            for i in range(panels * MR):
                 row = T.meta_var(task // groups * chunk + i)
                 copy(X, row // rows, row % rows + T.if_then_else(row < B * rows, 0, rows), rows, A, i, 0)
             for g in range(blocks // groups):
                 block = T.meta_var(task % groups + g)
-                for panel in range(chunk // MR):
+                for panel in range(panels):
                     acc = T.alloc_buffer((MR, NR), "float32", scope="local")
                     multiply(acc, A, panel * MR, K, packed, block)
                     for i in T.unroll(MR):

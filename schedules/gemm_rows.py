@@ -12,7 +12,7 @@ from adr_tvm.geometry import ConvGeometry
 from adr_tvm.schedules.cluster import capacity, units
 from adr_tvm.schedules.im2col import LANES, copy_row
 from adr_tvm.schedules.microkernel import multiply_tile, store_row
-from adr_tvm.schedules.register_tile import RegisterTile
+from adr_tvm.schedules.register_tile import RegisterTile, panels_left
 from adr_tvm.settings import ReuseSetting
 
 COPY_ROWS = 64  # rows one task of the scatter looks at
@@ -88,7 +88,8 @@ def gemm_rows(
         for u in range(U):
             for task in T.parallel((works[u] + T.int64(chunk - 1)) // T.int64(chunk)):
                 A = T.alloc_buffer((chunk, K), "float32")
-                for i in range(chunk):
+                panels = T.meta_var(panels_left(works[u] - task * chunk, chunk, MR))
+                for i in range(panels * MR):
                     work = T.meta_var(task * chunk + i)
                     if work < works[u]:
                         if exact:
@@ -102,7 +103,7 @@ def gemm_rows(
                         for k in range(K):
                             A[i, k] = T.float32(0)
                 for block in range(blocks):
-                    for panel in range(chunk // MR):
+                    for panel in range(panels):
                         acc = T.alloc_buffer((MR, NR), "float32", scope="local")
                         multiply(acc, A, panel * MR, K, packed, block)
                         for i in T.unroll(MR):

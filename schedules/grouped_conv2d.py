@@ -13,7 +13,7 @@ from adr_tvm.geometry import ConvGeometry
 from adr_tvm.schedules.im2col import copy_row
 from adr_tvm.schedules.microkernel import multiply_tile, store_row
 from adr_tvm.schedules.packing import pack_weights
-from adr_tvm.schedules.register_tile import RegisterTile
+from adr_tvm.schedules.register_tile import RegisterTile, panels_left
 
 
 def pack_grouped_weights(w: np.ndarray, groups: int, NR: int) -> np.ndarray:
@@ -51,10 +51,11 @@ def grouped_conv2d(group: ConvGeometry, groups: int, activation: Activation, til
             first = T.meta_var(task // groups % chunks * chunk)
             g = T.meta_var(task % groups)
             A = T.alloc_buffer((chunk, K), "float32")
-            for i in range(chunk):
+            panels = T.meta_var(panels_left(rows - first, chunk, MR))
+            for i in range(panels * MR):
                 copy(X, image, first + i, rows, A, i, g * C)
             for block in range(blocks):
-                for panel in range(chunk // MR):
+                for panel in range(panels):
                     acc = T.alloc_buffer((MR, NR), "float32", scope="local")
                     multiply(acc, A, panel * MR, K, packed, g * blocks + block)
                     for i in T.unroll(MR):

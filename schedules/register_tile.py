@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tvm import tirx
 from tvm.target import Target, codegen
 
 A_CHUNK_BYTES = 256 * 1024  # packed rows that stay in L2 while the weight blocks stream past
@@ -38,6 +39,14 @@ def isa_of(target: Target) -> Isa:
     if codegen.target_has_features("neon", target):
         return NEON
     return SSE
+
+
+def panels_left(rows_left: tirx.PrimExpr, chunk: int, MR: int) -> tirx.PrimExpr:
+    """Panels of MR rows in a chunk that holds the next of ``rows_left`` rows; fewer than all in the last chunk.
+
+    Without it a dense layer at batch 1 would multiply a chunk of zero rows: 64 times the work for 1024 -> 64.
+    """
+    return tirx.min((rows_left + (MR - 1)) // MR, chunk // MR)
 
 
 @dataclass(frozen=True)

@@ -290,5 +290,5 @@ def test_bad_paths_and_arguments(tmp_path):
         open_calibration(SAMPLES, [IMAGE], None, 0)
     with pytest.raises(DataError, match="no batch dimension"):
         open_calibration(SAMPLES, [Spec("x", ())], None, 4)
-    with pytest.raises(DataError, match="bfloat16, which NumPy does not have"):
-        open_calibration(SAMPLES, [Spec("x", ("N",), "bfloat16")], None, 4)
+    with pytest.raises(DataError, match="float9, which NumPy does not have"):
+        open_calibration(SAMPLES, [Spec("x", ("N",), "float9")], None, 4)

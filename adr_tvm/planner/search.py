@@ -74,7 +74,7 @@ def search(
     Raises:
         DataError: the metric does not fit the network or the data.
     """
-    timings = timings or Timings()
+    timings = Timings() if timings is None else timings
     if calibration is None:
         findings = lossless_findings(mod, rules, target, options.seed, timings)
         return _finish(mod, checked, findings, "none", None, target, options, timings)
@@ -99,7 +99,7 @@ def evaluate(
         ModelError: the plan names layers the model lacks, or its planes do not fit.
         DataError: the metric does not fit the network or the data.
     """
-    timings = timings or Timings()
+    timings = Timings() if timings is None else timings
     findings, metric, batch = given_findings(mod, checked, rules, plan, calibration, target, options, timings)
     return _finish(mod, checked, findings, metric, batch, target, options, timings, plan)
 

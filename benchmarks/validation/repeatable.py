@@ -26,7 +26,7 @@ def check_repeatable(run: Run) -> Iterator[Row]:
     images, _ = run.data.cifar10(0, IMAGES)
     yield _same_outputs("TREC batch scope", [compile_trec(run, "batch"), _again(run)], for_trec(images), run.work)
     planning, labels = run.data.cifar10(9500, 10000)
-    x = {"samples": for_resnet20(planning), "labels": labels}
+    x = {"x": for_resnet20(planning), "labels": labels}
     first = _search(run, x, "first", None)
     second = _search(run, x, "second", first / "timings.json")
     same = all((first / name).read_bytes() == (second / name).read_bytes() for name in ("plan.json", "planes.npz"))

@@ -26,6 +26,7 @@ from benchmarks.validation.row import Row, Run, percent
 
 BATCH = 50
 SLACK = 1.5
+MOST_PSNR = 200.0  # dB; stands for equal outputs, whose psnr is infinite
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,14 @@ class Case:
         planning: inputs for the search, and their labels or None.
         unseen: likewise, for the measurement.
         options: of the compile run; a metric, a budget and perhaps shapes.
+        name: of the network's input.
     """
 
     model: str
     planning: tuple[np.ndarray, np.ndarray | None]
     unseen: tuple[np.ndarray, np.ndarray | None]
     options: dict[str, Any] = field(default_factory=dict)
+    name: str = "x"
 
 
 def check_resnet20(run: Run) -> Iterator[Row]:
@@ -103,7 +106,7 @@ def _image_network(
 ) -> Iterator[Row]:
     x = prepare(_some_photos(run.data, size, 2 * count))
     shapes = {"input_shapes": {name: (1, *x.shape[1:])}}
-    yield _measure(run, Case(model, (x[0::2], None), (x[1::2], None), {**options, **shapes}))
+    yield _measure(run, Case(model, (x[0::2], None), (x[1::2], None), {**options, **shapes}, name))
 
 
 def _some_photos(data: DataFolder, size: tuple[int, int], count: int) -> np.ndarray:
@@ -112,7 +115,7 @@ def _some_photos(data: DataFolder, size: tuple[int, int], count: int) -> np.ndar
 
 def _measure(run: Run, case: Case) -> Row:
     (x, labels), (unseen, unseen_labels) = case.planning, case.unseen
-    calibration = {"samples": x} if labels is None else {"samples": x, "labels": labels}
+    calibration = {case.name: x} if labels is None else {case.name: x, "labels": labels}
     options = CompileOptions(
         labels_name=None if labels is None else "labels",
         threads=run.threads,
@@ -162,7 +165,7 @@ def _nmse(dense: np.ndarray, reuse: np.ndarray, _: np.ndarray | None) -> float:
 def _psnr(dense: np.ndarray, reuse: np.ndarray, _: np.ndarray | None) -> float:
     r, y = dense.astype(np.float64), reuse.astype(np.float64)
     error = ((y - r) ** 2).mean()
-    return 10 * math.log10((r.max() - r.min()) ** 2 / error) if error else math.inf
+    return min(MOST_PSNR, 10 * math.log10((r.max() - r.min()) ** 2 / error)) if error else MOST_PSNR
 
 
 METRICS = {"top1": _top1, "agreement": _disagreement, "nmse": _nmse, "psnr": _psnr}
