@@ -90,7 +90,7 @@ def demo(options: DemoOptions) -> None:
             )
         )
         print_bench(result)
-    print(f"\nreport:  {compiled.folder / 'report.html'}", f'\nto use:  adr_tvm.load("{compiled.folder}")')
+    print(f'\nreport:  {compiled.folder / "report.html"}\nto use:  adr_tvm.load("{compiled.folder}")')
 
 
 def _write_halves(folder: Path, images: int) -> tuple[Path, Path]:

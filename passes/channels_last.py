@@ -8,6 +8,7 @@ those operators stand in its input as one that it knows, and are put back likewi
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 
 import tvm
 from tvm import relax
@@ -73,5 +74,5 @@ class ChannelsLast:
             for op, was in originals.items():
                 if len(was) != len(calls(result[gv.name_hint], op)):
                     raise RuntimeError(f"ConvertLayout changed the number of {op} calls in {gv.name_hint}")
-            result = mutate(result, lambda m, originals=originals: _Restorer(m, originals), gv.name_hint)
+            result = mutate(result, partial(_Restorer, originals=originals), gv.name_hint)
         return SinkTransposes()(FoldShapes()(result))

@@ -90,7 +90,7 @@ def network(model: onnx.ModelProto, folder: Path) -> Network:
     return Network(canonical_module(checked, TARGET), checked)
 
 
-def classifier(batch: int | str = "N") -> onnx.ModelProto:
+def classifier() -> onnx.ModelProto:
     """x [N, 4, 8, 8] -> two convolutions, mean, dense -> y [N, 5]."""
     nodes = [
         helper.make_node("Conv", ["x", "w1"], ["c1"], "conv1", pads=[1, 1, 1, 1]),
@@ -102,13 +102,13 @@ def classifier(batch: int | str = "N") -> onnx.ModelProto:
         helper.make_node("Gemm", ["f", "w3"], ["y"], "fc", transB=1),
     ]
     weights = weights_of(w1=(8, 4, 3, 3), w2=(8, 8, 3, 3), w3=(5, 8))
-    return make_model(nodes, {"x": [batch, 4, 8, 8]}, {"y": [batch, 5]}, weights)
+    return make_model(nodes, {"x": ["N", 4, 8, 8]}, {"y": ["N", 5]}, weights)
 
 
-def image_to_image() -> onnx.ModelProto:
+def image_to_image(batch: int | str = "N") -> onnx.ModelProto:
     """x [N, 4, 8, 8] -> one convolution -> y [N, 6, 8, 8]."""
     node = helper.make_node("Conv", ["x", "w"], ["y"], "conv", pads=[1, 1, 1, 1])
-    return make_model([node], {"x": ["N", 4, 8, 8]}, {"y": ["N", 6, 8, 8]}, weights_of(w=(6, 4, 3, 3)))
+    return make_model([node], {"x": [batch, 4, 8, 8]}, {"y": [batch, 6, 8, 8]}, weights_of(w=(6, 4, 3, 3)))
 
 
 def images(count: int, noise: float = 0.02) -> np.ndarray:

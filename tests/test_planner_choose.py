@@ -56,9 +56,12 @@ def test_hull_is_concave_and_on_top(options):
         assert o.saved <= highest + 1e-9
 
 
-def test_hull_leaves_out_what_spoils_the_output():
-    good = Option(ReuseSetting(H=4), 1.0, 0.1)
-    assert hull([Option(ReuseSetting(), 9.0, math.nan), Option(ReuseSetting(), 9.0, math.inf), good]) == [good]
+def test_errors_that_are_not_finite():
+    good, bad = Option(ReuseSetting(H=4), 1.0, 0.1), Option(ReuseSetting(H=3), 9.0, math.inf)
+    none = Option(ReuseSetting(), 99.0, math.nan)
+    assert hull([none, bad, Option(ReuseSetting(H=2), 8.0, math.inf), good]) == [good, bad]
+    plans = nested_plans({"a": [bad], "b": [bad, good]})
+    assert plans == [{}, {"b": good}, {"b": good, "a": bad}, {"b": bad, "a": bad}]
 
 
 @given(layers)

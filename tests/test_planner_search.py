@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from tvm import relax
 from adr_tvm.errors import DataError
 from adr_tvm.passes.mark_candidates import CandidateRules
 from adr_tvm.plan import ReusePlan
+from adr_tvm.planner.findings import Findings
 from adr_tvm.planner.layer_search import LayerSearch
 from adr_tvm.planner.network import PlanningNetwork
 from adr_tvm.planner.options import SearchOptions
@@ -78,10 +80,11 @@ def test_within_the_budget_on_held_back_images(net):
         assert 0 < layer.r_c <= 1 and layer.output_error >= 0 and layer.macs_reuse < layer.macs_dense
 
 
-def test_too_tight_a_budget(net):
-    """Budget 0: an agreement of 100 % cannot be shown with any number of images; lossless layers remain allowed."""
-    outcome = net.search(images(40, noise=0), PaperTimes(), max_drop=0.0, granularity="row", H=6)
-    assert all(setting.lossless for setting in outcome.plan.reused.values()) and outcome.plan.reused
+def test_too_tight_a_budget(image_net):
+    """Budget 0: no bound on an error is 0, so only lossless layers may reuse."""
+    outcome = image_net.search(images(40, noise=0), PaperTimes(), max_drop=0.0, hash="exact")
+    assert [setting.lossless for setting in outcome.plan.reused.values()] == [True]
+    assert {c.setting.granularity for c in outcome.result.layers[0].candidates} == {"row", "pixel"}
     x = images(4, noise=0)
     np.testing.assert_array_equal(run(outcome, x), run(outcome, x, entry="dense"))
     assert outcome.result.images_needed is None and outcome.result.drop is None
@@ -98,14 +101,37 @@ def test_too_few_images(net):
     np.testing.assert_array_equal(run(outcome, x), run(outcome, x, entry="dense"))
 
 
-def test_data_without_repetition(net):
-    """White noise: errors are large, whole plans fail, what is left is within the budget or dense."""
-    noise = np.random.default_rng(0).standard_normal((64, 4, 8, 8)).astype("float32")
-    outcome = net.search(noise, PaperTimes(), max_drop=0.08, L=4, H=4, granularity="pixel")
-    assert outcome.result.drop is None or outcome.result.bound <= 0.08
-    assert len(outcome.plan.reused) < 2
-    dense = [reasons(outcome)[name] for name in ("conv1", "conv2") if name not in outcome.plan.reused]
-    assert all("accuracy budget" in reason or "predicted no gain" in reason for reason in dense)
+def test_data_without_repetition(image_net):
+    """White noise: there is no setting whose error fits the budget."""
+    noise = np.random.default_rng(0).standard_normal((32, 4, 8, 8)).astype("float32")
+    outcome = image_net.search(noise, PaperTimes(), max_drop=0.01, **NARROW)
+    assert not outcome.plan.reused and "accuracy budget" in reasons(outcome)["conv"]
+    assert outcome.result.layers[0].candidates[0].error > 0.01
+
+
+@pytest.mark.parametrize("last", range(7))
+@pytest.mark.parametrize("limit", range(7))
+def test_back_off_ends_at_the_furthest_plan_that_is_shown(last, limit):
+    """Steps up to ``limit`` keep the budget; verification starts at the last one."""
+    found = LayerSearch.__new__(LayerSearch)
+    found.options, found.metric, found.findings = SearchOptions(), "nmse", Findings([], {})
+    tried = []
+
+    def drop(chosen, _data):
+        tried.append(len(chosen))
+        kept = len(chosen) <= limit
+        return mock.Mock(within=lambda _: kept, images_needed=lambda _: 100 * len(chosen), step=len(chosen))
+
+    found._drop = drop
+    lossy = mock.Mock()
+    lossy.short.setting.lossless = False
+    found._measured_of = lambda plan: dict.fromkeys(plan, lossy)
+    plans = [{str(layer): None for layer in range(step)} for step in range(last + 1)]
+    reached, metric = found._furthest_shown(plans, set(), None)
+    assert reached == metric.step == min(last, limit)
+    assert tried[0] == last and len(tried) <= 4
+    expected = 100 * (limit + 1) if last > limit else None
+    assert found.findings.images_needed == expected, "of the first plan that does not pass"
 
 
 def test_labels(net):
@@ -167,7 +193,8 @@ def test_forced_settings(image_net, options):
 def test_dense_layers_reuse_across_a_batch(net):
     """Rows of one image cannot repeat, those of a batch can."""
     data = images(64, noise=0)[np.arange(64) % 4]
-    outcome = net.search(data, PaperTimes(), scope="batch", lossless=True, batch_size=16)
+    only = CandidateRules(only=["fc"])
+    outcome = net.search(data, PaperTimes(), only, scope="batch", lossless=True, batch_size=16)
     assert outcome.plan.reused["fc"].lossless and outcome.plan.reused["fc"].scope == "batch"
     assert outcome.result.layers[-1].r_c <= 0.25
 
@@ -232,8 +259,6 @@ def test_every_output_counts(tmp_path):
     assert "accuracy budget" in reasons(outcome)["conv2"]
     scores, image = run(outcome, images(2), rough[:2])
     assert scores.shape == (2, 5) and image.shape == (2, 6, 8, 8)
-    outcome = found.search({"a": images(64), "b": images(64)}, PaperTimes(), **options)
-    assert set(outcome.plan.reused) == {"conv1", "conv2"}
 
 
 def test_outputs_without_an_image_axis(tmp_path):
@@ -254,10 +279,10 @@ def test_weights_that_are_an_input(tmp_path):
 
 
 @pytest.mark.parametrize("value", [0.0, 1.5])
-def test_constant_activations(net, value):
+def test_constant_activations(image_net, value):
     data = np.full((24, 4, 8, 8), value, "float32")
-    outcome = net.search(data, PaperTimes(), max_drop=0.5, **NARROW)
-    assert np.isfinite(run(outcome, data[:2])).all() and set(outcome.plan.layers) == {"conv1", "conv2", "fc"}
+    outcome = image_net.search(data, PaperTimes(), max_drop=0.5, **NARROW)
+    assert np.isfinite(run(outcome, data[:2])).all() and set(outcome.plan.layers) == {"conv"}
 
 
 def test_activations_with_nan(tmp_path):
@@ -280,17 +305,17 @@ def test_two_images(net):
     assert not outcome.plan.reused and outcome.result.images_needed is not None
 
 
-def test_batches_that_do_not_divide(net):
-    outcome = net.search(images(51), PaperTimes(), max_drop=0.2, batch_size=7, **NARROW)
+def test_batches_that_do_not_divide(image_net):
+    outcome = image_net.search(images(51), PaperTimes(), max_drop=0.2, batch_size=7, **NARROW)
     assert outcome.result.n_images == 25
 
 
 def test_fixed_batch(tmp_path):
     """Samples that fill no batch are left out in each half."""
-    found = network(classifier(batch=4), tmp_path)
+    found = network(image_to_image(batch=4), tmp_path)
     outcome = found.search(images(51), PaperTimes(), max_drop=0.2, batch_size=4, **NARROW)
     assert outcome.result.n_images == 24 and outcome.plan.reused
-    assert run(outcome, images(4)).shape == (4, 5)
+    assert run(outcome, images(4)).shape == (4, 6, 8, 8)
 
 
 def saved(outcome, folder) -> tuple[bytes, bytes]:

@@ -262,17 +262,23 @@ def test_clause_8_exact_looks_at_the_data_when_hashes_collide(granularity):
         check(layer, sample_tensors(layer), sample_input(BASE, 3))
 
 
-def test_clause_8_row_runs_dense_when_hashes_collide():
-    geometry = GEOMETRIES["1x1"]
-    layer = Layer(geometry, LOSSLESS, WEAK_HASH)
-    tensors, x = sample_tensors(layer), sample_input(geometry, 3, zeros=0.5)
+# Pixels collide; or only rows do, which hold the same pixels in another order.
+@pytest.mark.parametrize(
+    ("C", "kernel", "weak"), [(3, 1, lambda word, _: word & T.int64(1)), (1, 3, lambda word, _: word)]
+)
+def test_clause_8_row_runs_dense_when_hashes_collide(C, kernel, weak):
+    layer = Layer(ConvGeometry(6, 6, C, kernel, kernel, 5), LOSSLESS, WEAK_HASH)
+    tensors, x = sample_tensors(layer), np.zeros((1, 6, 6, C), np.float32)
+    x[0, 2, 3], x[0, 4, 1] = 1, 2
     with (
-        mock.patch("adr_tvm.schedules.match_rows.mix", lambda word, index: word & T.int64(1)),
+        mock.patch("adr_tvm.schedules.match_rows.mix", weak),
         mock.patch("adr_tvm.passes.lowering.match_rows", match_rows_module.match_rows.__wrapped__),
     ):
         result = run(layer, tensors, x)
-    assert result.stats[:, 1].tolist() == [0, 0, 0]
+    assert result.stats[0, 1] == 0
     np.testing.assert_array_equal(result.y, _dense(layer, tensors, x))
+    strong = replace(layer, activation=Activation())
+    assert run(strong, tensors, x).stats[0, 1] == 1
 
 
 def test_clause_8_padding_equals_zeros():
@@ -443,10 +449,12 @@ def test_clause_13_guard_of_a_batch(granularity):
     np.testing.assert_array_equal(result.y, _dense(layer, tensors, x))
 
 
-def test_clause_13_counts_non_finite_vectors():
-    layer = Layer(GEOMETRIES["1x1"], ReuseSetting("pixel", 100, 6, "gaussian"))
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(("granularity", "family"), KINDS)
+def test_clause_13_counts_non_finite_vectors(granularity, family, value):
+    layer = Layer(GEOMETRIES["1x1"], ReuseSetting(granularity, 100, 6, family))
     tensors, x = sample_tensors(layer), np.ones((1, 5, 7, 19), np.float32)
-    x[0, 0, :4] = np.nan
+    x[0, 0, :4] = value
     for limit, reused in ((4, 0), (5, 1)):
         guarded = replace(layer, setting=replace(layer.setting, max_clusters=limit))
         assert run(guarded, tensors, x).stats.tolist() == [[5, reused]]

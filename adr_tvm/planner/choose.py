@@ -27,10 +27,10 @@ class Option:
 def hull(options: Sequence[Option]) -> list[Option]:
     """The options on the upper convex hull of (error, saved) from (0, 0), in order of error; all save time.
 
-    Options whose error is not finite spoil the output and are left out.
+    An infinite error (as of outputs that do not vary over the images) comes last; what is no number is left out.
     """
     best: list[Option] = []
-    for option in sorted((o for o in options if math.isfinite(o.error)), key=lambda o: (o.error, -o.saved)):
+    for option in sorted((o for o in options if not math.isnan(o.error)), key=lambda o: (o.error, -o.saved)):
         if option.saved <= (best[-1].saved if best else 0.0):
             continue
         best.append(option)

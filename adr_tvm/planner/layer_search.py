@@ -8,7 +8,7 @@ what is not tried in time stays dense, errors are measured on fewer images, and 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -144,7 +144,9 @@ class LayerSearch:
             clusters = count_clusters(kernels[key], x)
             y = kernels[key](x)[0].numpy()
             limit = cluster_limit(c.geometry, s.setting, images, clusters, times[key], times["dense"])
-            guarded = dataclasses.replace(s, setting=dataclasses.replace(s.setting, max_clusters=limit))
+            guarded = dataclasses.replace(
+                s, setting=dataclasses.replace(s.setting, max_clusters=limit), predicted=s.predicted * images
+            )
             clusters /= images if s.setting.scope == "batch" else 1
             measured.append(Measured(guarded, kernels[key], times["dense"], times[key], clusters, _nmse(y, r)))
         return measured
@@ -186,26 +188,43 @@ class LayerSearch:
         images = self.time.images("verify", VERIFIED_BY, 2, self.image_seconds, len(self.held_back))
         held_back = DenseOutputs(self.network, self.held_back, images)
         slow: set[tuple[str, ReuseSetting]] = set()
+        while True:
+            reached, metric = self._furthest_shown(plans[: reached + 1], slow, held_back)
+            timed = self._in_network(self._without(plans[reached], slow))
+            found = {(layer, m.short.setting) for layer, m in timed.items() if not m.worth}
+            if not found:
+                break
+            slow |= found
+        self.findings.metric, self.findings.chosen = metric, timed
+        self._explain(metric.images)
+
+    def _furthest_shown(
+        self, plans: Sequence[Mapping[str, Option]], slow: Set[tuple[str, ReuseSetting]], data: DenseOutputs
+    ) -> tuple[int, OutputMetric]:
+        """Furthest step whose bound is within the budget, and its metric; the last step is tried first, then bisection.
+
+        Plans of the sequence contain each other, and so do, nearly, the sets of images they fail on: that one plan
+        that breaks the budget passes by chance is hardly likelier for all of them together than for the first such.
+        """
+        low, high, middle = 0, len(plans) - 1, len(plans) - 1
+        shown: dict[int, OutputMetric] = {}
         with progress("verifying on held-back data", None) as step:
-            while True:
-                chosen = {
-                    layer: m
-                    for layer, m in self._measured_of(plans[reached]).items()
-                    if (layer, m.short.setting) not in slow
-                }
-                metric = self._drop(chosen, held_back)
+            while middle not in shown:
+                chosen = self._without(plans[middle], slow)
+                metric = self._drop(chosen, data)
                 step.advance(1, f"{len(chosen)} layers")
                 if _lossy(chosen) and not metric.within(self.budget):
                     self.findings.images_needed = metric.images_needed(self.budget)
-                    reached -= 1
-                    continue
-                timed = self._in_network(chosen)
-                found = {(layer, m.short.setting) for layer, m in timed.items() if not m.worth}
-                if not found:
-                    break
-                slow |= found
-        self.findings.metric, self.findings.chosen = metric, timed
-        self._explain(metric.images)
+                    high = middle - 1
+                else:
+                    shown[middle] = metric
+                    low = middle
+                middle = (low + high + 1) // 2
+        return low, shown[low]
+
+    def _without(self, plan: Mapping[str, Option], slow: Set[tuple[str, ReuseSetting]]) -> dict[str, Measured]:
+        """What was measured of a plan, but for layers that do not pay inside the network."""
+        return {layer: m for layer, m in self._measured_of(plan).items() if (layer, m.short.setting) not in slow}
 
     def _furthest_within(self, plans: Sequence[Mapping[str, Option]]) -> int:
         """Largest step whose measured drop, without any margin, is within the budget on planning data (bisection)."""

@@ -131,6 +131,8 @@ def _finish(
         plan = plan_of(findings, checked, str(target.kind.name), metric, budget, options.seed)
         executable = build_plan(mod, plan, target)
         times["main"] = times["dense"]
+    images = 1 if batch is None else len(next(iter(batch.values())))
+    findings.notes.append(f"Times are of one run on a batch of {images}.")
     result = network_result(findings, plan, checked, target, metric, options, times)
     return Outcome(plan, result, timings, executable)
 

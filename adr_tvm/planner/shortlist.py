@@ -195,8 +195,11 @@ def _thinned(analysed: list[Shortlisted], dense: float) -> Shortlist:
         return Shortlist(
             reason=f"predicted no gain: at best {best.predicted / dense:.2f}x the dense time, r_c {best.r_c:.2f}"
         )
-    front = [s for s, kept in zip(worth, pareto([(s.predicted, s.nmse) for s in worth]), strict=True) if kept]
-    front.sort(key=lambda s: s.nmse)
+    # `exact` of another granularity has no error here either, but only lossless reuse fits every budget.
+    errors = [-1.0 if s.setting.lossless else s.nmse for s in worth]
+    points = [(s.predicted, error) for s, error in zip(worth, errors, strict=True)]
+    front = [s for s, kept in zip(worth, pareto(points), strict=True) if kept]
+    front.sort(key=lambda s: (not s.setting.lossless, s.nmse))
     if len(front) > MOST_SETTINGS:
         front = [front[round(i * (len(front) - 1) / (MOST_SETTINGS - 1))] for i in range(MOST_SETTINGS)]
     scalable = [s for s in front if s.setting.granularity == "pixel" and s.planes is not None][:WITH_GAIN]

@@ -49,14 +49,12 @@ class Case:
 
 
 def check_resnet20(run: Run) -> Iterator[Row]:
-    """Top-1 within 0.01: 1,000 images of the second half of the test set to plan with, 3,000 of the first unseen."""
+    """Top-1 within 0.01 and 0.05: 1,000 images from the end of the test set to plan with, its first 3,000 unseen."""
     images, labels = run.data.cifar10(0, 3000)
     planning, planning_labels = run.data.cifar10(9000, 10000)
-    options = {"metric": "top1", "max_drop": 0.01}
-    yield _measure(
-        run,
-        Case("resnet20_cifar10", (for_resnet20(planning), planning_labels), (for_resnet20(images), labels), options),
-    )
+    halves = (for_resnet20(planning), planning_labels), (for_resnet20(images), labels)
+    for max_drop in (0.01, 0.05):
+        yield _measure(run, Case("resnet20_cifar10", *halves, {"metric": "top1", "max_drop": max_drop}))
 
 
 def check_keywords(run: Run) -> Iterator[Row]:
