@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adr_tvm.compiler import compile_model as compile_model
+    from adr_tvm.deploy.runtime import load as load
     from adr_tvm.options import CompileOptions as CompileOptions
     from adr_tvm.passes.adaptive_deep_reuse import AdaptiveDeepReuse as AdaptiveDeepReuse
     from adr_tvm.plan import ReusePlan as ReusePlan
-    from adr_tvm.runtime import load as load
     from adr_tvm.settings import ReuseSetting as ReuseSetting
 
 __version__ = "0.1.0"
@@ -20,7 +20,7 @@ _LAZY = {
     "ReusePlan": "adr_tvm.plan",
     "ReuseSetting": "adr_tvm.settings",
     "compile_model": "adr_tvm.compiler",
-    "load": "adr_tvm.runtime",
+    "load": "adr_tvm.deploy.runtime",
 }
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import tvm
 from tvm.target import Target
 
-from adr_tvm.frontend import import_onnx
-from adr_tvm.onnx_model import CheckedModel
+from adr_tvm.frontend.importer import import_onnx
+from adr_tvm.frontend.onnx_model import CheckedModel
 from adr_tvm.passes import pipeline
 from adr_tvm.passes.mark_candidates import CandidateRules
 from adr_tvm.plan import ReusePlan

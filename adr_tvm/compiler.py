@@ -7,20 +7,20 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adr_tvm.deploy.threads import set_threads
 from adr_tvm.errors import GoalUnmetError, UsageError
 from adr_tvm.options import CompileOptions
 from adr_tvm.progress import get_log
-from adr_tvm.threads import set_threads
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from adr_tvm.calibration import CalibrationSet
+    from adr_tvm.data.calibration import CalibrationSet
     from adr_tvm.loaded_network import LoadedNetwork
     from adr_tvm.plan import ReusePlan
     from adr_tvm.planner.options import SearchOptions
     from adr_tvm.planner.search import Outcome
-    from adr_tvm.results import NetworkResult, Timings
+    from adr_tvm.report.results import NetworkResult, Timings
 
 __all__ = ["CompileOptions", "CompileResult", "compile_model", "default_output"]
 
@@ -67,7 +67,7 @@ def compile_model(
         out: folder of the bundle; None: ``MODEL-adr`` beside the model. An earlier bundle there is replaced.
         options: the defaults if None.
         calibration: samples like those that the network will see: whatever
-            ``adr_tvm.calibration.open_calibration`` takes.
+            ``adr_tvm.data.calibration.open_calibration`` takes.
 
     Raises:
         ModelError: the model or plan is bad or not supported.
@@ -83,10 +83,10 @@ def compile_model(
         _check_uncalibrated(options)
     set_threads(options.threads)
 
-    from adr_tvm import bundle
+    from adr_tvm.deploy import bundle
     from adr_tvm.loaded_network import LoadedNetwork
-    from adr_tvm.report import write_report
-    from adr_tvm.results import Timings
+    from adr_tvm.report.html import write_report
+    from adr_tvm.report.results import Timings
 
     bundle.check_linker()
     timings = None if options.timings is None else Timings.load(options.timings)
@@ -109,7 +109,7 @@ def _plan_layers(
 ) -> Outcome:
     """Search, or measure the given plan; the dense network is compared with ONNX Runtime first."""
     from adr_tvm.build import build_module, build_plan
-    from adr_tvm.dense_check import check_dense, some_inputs
+    from adr_tvm.frontend.dense_check import check_dense, some_inputs
     from adr_tvm.planner.search import evaluate, search
 
     options, checked = network.options, network.checked

@@ -49,12 +49,12 @@ def demo(options: DemoOptions) -> None:
         UsageError: ``options.out`` cannot be written, or holds something else than a bundle.
         MissingDependencyError: there is no C++ compiler to link with.
     """
-    from adr_tvm.bench import AGAINST, BenchOptions, bench
+    from adr_tvm.bench.run import AGAINST, BenchOptions, bench
     from adr_tvm.cli.bench import print_bench
     from adr_tvm.compiler import compile_model
     from adr_tvm.models.bundled import cifarnet_path
     from adr_tvm.options import CompileOptions
-    from adr_tvm.terminal import print_result
+    from adr_tvm.report.terminal import print_result
 
     with tempfile.TemporaryDirectory(prefix="adr-demo-") as folder:
         calibration, unseen = _write_halves(Path(folder), options.images)

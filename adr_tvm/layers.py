@@ -10,8 +10,8 @@ from tvm import relax
 
 from adr_tvm import ops
 from adr_tvm._tvm import is_op, static_shape
-from adr_tvm.formats import geometry_text, window_text
 from adr_tvm.passes.mark_candidates import Candidate, CandidateRules, find_candidates
+from adr_tvm.report.formats import geometry_text, window_text
 
 Shape = tuple[int | None, ...]
 

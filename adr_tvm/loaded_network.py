@@ -9,11 +9,11 @@ import tvm
 
 from adr_tvm import ops
 from adr_tvm.build import canonical_module
-from adr_tvm.calibration import CalibrationSet, open_calibration
+from adr_tvm.data.calibration import CalibrationSet, open_calibration
 from adr_tvm.dump_folder import prepare_dump_folder
 from adr_tvm.errors import ModelError, UsageError
+from adr_tvm.frontend.onnx_model import CheckedModel, check_model
 from adr_tvm.layers import Layer, list_layers
-from adr_tvm.onnx_model import CheckedModel, check_model
 from adr_tvm.options import CompileOptions
 from adr_tvm.passes.mark_candidates import CandidateRules, find_candidates
 from adr_tvm.plan import ReusePlan

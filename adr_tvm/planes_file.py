@@ -19,7 +19,7 @@ from adr_tvm.settings import ReuseSetting
 
 
 class HashPlanesLike(Protocol):
-    """Hash planes of one layer; ``adr_tvm.hashing`` makes them, ``LayerPlanes`` is what a loaded plan has."""
+    """Hash planes of one layer; ``adr_tvm.hashing.planes`` makes them, ``LayerPlanes`` is what a loaded plan has."""
 
     @property
     def planes(self) -> np.ndarray:

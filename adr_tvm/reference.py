@@ -17,6 +17,7 @@ import numpy as np
 
 from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry
+from adr_tvm.hashing.vectors import im2col_blocks, neuron_vectors
 from adr_tvm.reference_ids import (
     cluster,
     fused_multiply_add,
@@ -27,7 +28,6 @@ from adr_tvm.reference_ids import (
     spread,
 )
 from adr_tvm.settings import ReuseSetting
-from adr_tvm.vectors import im2col_blocks, neuron_vectors
 
 __all__ = [
     "ReuseResult",

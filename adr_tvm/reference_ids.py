@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from adr_tvm.geometry import ConvGeometry
+from adr_tvm.hashing.vectors import hashed_vectors, neuron_vectors
 from adr_tvm.settings import ReuseSetting
-from adr_tvm.vectors import hashed_vectors, neuron_vectors
 
 BAND = 1e-5
 

@@ -20,11 +20,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from adr_tvm.cli.common import Parser, add_verbosity, run_cli
+from adr_tvm.deploy.threads import set_threads
 from adr_tvm.errors import UsageError
 from adr_tvm.jsonfile import write_json
 from adr_tvm.progress import get_log
-from adr_tvm.text_table import Heading, print_table, results_console
-from adr_tvm.threads import set_threads
+from adr_tvm.report.text_table import Heading, print_table, results_console
 from benchmarks.validation.data_folder import DataFolder
 from benchmarks.validation.dense import check_dense
 from benchmarks.validation.repeatable import check_repeatable

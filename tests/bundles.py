@@ -10,7 +10,7 @@ import onnx
 from onnx import helper
 from onnx_graphs import make_model, weights_of
 
-from adr_tvm import bundle
+from adr_tvm.deploy import bundle
 from adr_tvm.settings import ReuseSetting
 
 REUSE = {
@@ -57,7 +57,7 @@ def make_bundle(folder: Path, model: onnx.ModelProto, settings: Mapping[str, Reu
     """Compile a model into ``folder`` with gaussian planes; the ONNX file lies beside it. Returns that file."""
     from adr_tvm._tvm import cpu_target
     from adr_tvm.build import build_plan, canonical_module
-    from adr_tvm.onnx_model import check_model
+    from adr_tvm.frontend.onnx_model import check_model
     from adr_tvm.passes.mark_candidates import CandidateRules, find_candidates
     from adr_tvm.plan import LayerPlan, ReusePlan
     from adr_tvm.planes_file import LayerPlanes

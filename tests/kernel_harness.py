@@ -24,14 +24,14 @@ from adr_tvm import ops
 from adr_tvm._tvm import cpu_target, is_op, tensor_type
 from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry
-from adr_tvm.hashing import make_planes
+from adr_tvm.hashing.planes import make_planes
+from adr_tvm.hashing.vector_statistics import VectorStatistics
+from adr_tvm.hashing.vectors import neuron_vectors
 from adr_tvm.passes.lower_operators import LowerOperators
 from adr_tvm.reference import LINEAR, ReuseResult, reuse_conv2d, reuse_conv2d_given_ids, rounding_band, same_ids
 from adr_tvm.reference_ids import number
 from adr_tvm.schedules.register_tile import RegisterTile
 from adr_tvm.settings import ReuseSetting
-from adr_tvm.vector_statistics import VectorStatistics
-from adr_tvm.vectors import neuron_vectors
 
 POISON = -(2**30)
 MARGIN = 256  # bytes on each side of a buffer

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from adr_tvm.errors import ModelError
-from adr_tvm.onnx_model import check_model
+from adr_tvm.frontend.onnx_model import check_model
 
 Shape = Sequence[int | str]
 

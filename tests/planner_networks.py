@@ -17,14 +17,14 @@ from onnx_graphs import make_model, save, weights_of
 
 from adr_tvm._tvm import cpu_target
 from adr_tvm.build import build_module, canonical_module
-from adr_tvm.calibration import CalibrationSet, open_calibration
-from adr_tvm.onnx_model import CheckedModel, check_model
+from adr_tvm.data.calibration import CalibrationSet, open_calibration
+from adr_tvm.frontend.onnx_model import CheckedModel, check_model
 from adr_tvm.passes import lowering
 from adr_tvm.passes.mark_candidates import CandidateRules
 from adr_tvm.planner.cost import CostModel
 from adr_tvm.planner.options import SearchOptions
 from adr_tvm.planner.search import Outcome, evaluate, search
-from adr_tvm.results import Timings
+from adr_tvm.report.results import Timings
 
 TARGET = cpu_target()
 SLOW = CostModel(flops=1e7, call_seconds=0)  # on such a machine even tiny layers are predicted to gain

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from bundles import REUSE, classifier, images, make_bundle
 
-from adr_tvm import bench as bench_module
-from adr_tvm.bench_results import BenchResult, engine_times, speedup
-from adr_tvm.bench_worker import _larger
+from adr_tvm.bench import run as bench_module
+from adr_tvm.bench.results import BenchResult, engine_times, speedup
+from adr_tvm.bench.worker import _larger
 from adr_tvm.cli.bench import main
 from adr_tvm.errors import ModelError
 from adr_tvm.jsonfile import read_json

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from adr_tvm.bundle import MANIFEST_FILE, Manifest, ReuseLayer, staged
+from adr_tvm.data.tensor_spec import TensorSpec
+from adr_tvm.deploy.bundle import MANIFEST_FILE, Manifest, ReuseLayer, staged
+from adr_tvm.deploy.processor import missing_extensions, vector_extensions
 from adr_tvm.errors import ModelError, UsageError
-from adr_tvm.processor import missing_extensions, vector_extensions
-from adr_tvm.tensor_spec import TensorSpec
 
 MANIFEST = Manifest(
     model="net.onnx",

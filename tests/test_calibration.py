@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from adr_tvm.calibration import open_calibration
+from adr_tvm.data.calibration import open_calibration
 from adr_tvm.errors import DataError, UsageError
 
 

@@ -12,10 +12,10 @@ import pytest
 from onnx_graphs import classifier, image_to_image
 
 import adr_tvm
-from adr_tvm.bundle import BUNDLE_FILES
 from adr_tvm.cli.compile import main, make_parser, options_of
+from adr_tvm.deploy.bundle import BUNDLE_FILES
 from adr_tvm.options import METRIC_NAMES, CompileOptions
-from adr_tvm.results import NetworkResult
+from adr_tvm.report.results import NetworkResult
 from adr_tvm.settings import ReuseSetting
 
 EXACT = ReuseSetting(granularity="row", hash="exact", L=1, H=1)
@@ -116,7 +116,7 @@ def test_without_calibration_a_line_says_what_it_would_add(tmp_path, folder, cap
 
 
 def test_plan_round_trip(folder, tmp_path, capsys):
-    from adr_tvm.onnx_model import check_model
+    from adr_tvm.frontend.onnx_model import check_model
     from adr_tvm.plan import uniform_plan
 
     sha256 = check_model(folder / "net.onnx").sha256
@@ -202,7 +202,7 @@ def test_options_are_the_command_lines():
 
 
 def test_metric_names_are_those_of_the_metrics():
-    from adr_tvm.metrics import METRICS
+    from adr_tvm.metrics.metrics import METRICS
 
     assert set(METRIC_NAMES) == {"auto", *METRICS}
 

@@ -181,7 +181,7 @@ class TestCalibration:
 class TestPlan:
     @staticmethod
     def saved(folder: Path, model: Path, layers: list[str], setting: ReuseSetting = EXACT, **planes) -> Path:
-        from adr_tvm.onnx_model import check_model
+        from adr_tvm.frontend.onnx_model import check_model
 
         plan = uniform_plan(
             layers,

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adr_tvm import bench, compiler, demo
+from adr_tvm import compiler, demo
+from adr_tvm.bench import run as bench
 from adr_tvm.demo import DemoOptions
 from adr_tvm.errors import UsageError
 from adr_tvm.models.bundled import cifar10_sample
@@ -38,7 +39,7 @@ def test_calibration_goes_to_the_compiler_and_the_other_half_to_the_bench(
         raise Stop
 
     monkeypatch.setattr(compiler, "compile_model", compile_model)
-    monkeypatch.setattr("adr_tvm.terminal.print_result", lambda result: None)
+    monkeypatch.setattr("adr_tvm.report.terminal.print_result", lambda result: None)
     monkeypatch.setattr(bench, "bench", measure)
     with pytest.raises(Stop):
         demo.demo(DemoOptions(out=tmp_path / "out", images=8))

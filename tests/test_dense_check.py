@@ -10,9 +10,9 @@ from onnx_graphs import classifier, tokens
 
 from adr_tvm._tvm import cpu_target
 from adr_tvm.build import build_module, canonical_module
-from adr_tvm.calibration import open_calibration
-from adr_tvm.dense_check import SAMPLES, check_dense, relative_error, some_inputs
-from adr_tvm.onnx_model import CheckedModel, TensorSpec, check_model
+from adr_tvm.data.calibration import open_calibration
+from adr_tvm.frontend.dense_check import SAMPLES, check_dense, relative_error, some_inputs
+from adr_tvm.frontend.onnx_model import CheckedModel, TensorSpec, check_model
 
 
 @pytest.fixture(scope="module")

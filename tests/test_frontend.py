@@ -13,8 +13,8 @@ from tvm import relax
 
 from adr_tvm._tvm import node_name
 from adr_tvm.errors import ModelError
-from adr_tvm.frontend import import_onnx
-from adr_tvm.onnx_model import check_model
+from adr_tvm.frontend.importer import import_onnx
+from adr_tvm.frontend.onnx_model import check_model
 
 TARGET = tvm.target.Target({"kind": "llvm", "num-cores": 1})
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from adr_tvm.geometry import ConvGeometry, dense_geometry
-from adr_tvm.hashing import analyse, learned_planes, lloyd_thresholds, make_planes
+from adr_tvm.hashing.planes import analyse, learned_planes, lloyd_thresholds, make_planes
+from adr_tvm.hashing.vector_statistics import VectorStatistics
+from adr_tvm.hashing.vectors import neuron_vectors
 from adr_tvm.reference import reuse_conv2d
 from adr_tvm.settings import ReuseSetting
-from adr_tvm.vector_statistics import VectorStatistics
-from adr_tvm.vectors import neuron_vectors
 
 
 def _activations(n, S, L, seed=0):

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from adr_tvm.confidence import mean_upper, paired_drop_upper, proportion_upper, student_quantile
-from adr_tvm.metrics import Agreement, Nmse, Psnr, Top1, choose_metric
+from adr_tvm.metrics.confidence import mean_upper, paired_drop_upper, proportion_upper, student_quantile
+from adr_tvm.metrics.metrics import Agreement, Nmse, Psnr, Top1, choose_metric
 
 
 def _scores(classes, count=4):

@@ -7,7 +7,7 @@ from onnx import TensorProto
 from onnx_graphs import conv, image_to_image, make_model, refused, save
 
 from adr_tvm.errors import UsageError
-from adr_tvm.onnx_model import TensorSpec, check_model, parse_input_shapes
+from adr_tvm.frontend.onnx_model import TensorSpec, check_model, parse_input_shapes
 
 
 def test_free_dimensions(tmp_path):

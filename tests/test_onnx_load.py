@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_graphs import classifier, conv, refused, save
 
-from adr_tvm.onnx_model import Limits, check_model
+from adr_tvm.frontend.onnx_model import Limits, check_model
 
 
 def test_file_errors(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_graphs import MODELS, conv, make_model, refused, save, weights_of
 
-from adr_tvm.onnx_model import check_model
+from adr_tvm.frontend.onnx_model import check_model
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -13,7 +13,7 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 
 from adr_tvm.build import canonical_module
-from adr_tvm.onnx_model import check_model
+from adr_tvm.frontend.onnx_model import check_model
 from adr_tvm.passes.conv_transpose_to_conv import ConvTransposeToConv, phase_weights
 
 CASES = {

@@ -13,8 +13,8 @@ from tvm.script import relax as R
 from tvm.script import tirx as T
 
 from adr_tvm._tvm import constant, node_name, tensor_type
-from adr_tvm.frontend import import_onnx
-from adr_tvm.onnx_model import check_model
+from adr_tvm.frontend.importer import import_onnx
+from adr_tvm.frontend.onnx_model import check_model
 from adr_tvm.passes import pipeline
 from adr_tvm.passes.channels_last import ChannelsLast
 from adr_tvm.passes.fold_shapes import FoldShapes

@@ -11,7 +11,7 @@ from relax_modules import TARGET, close, floats
 from tvm import relax
 
 from adr_tvm.build import build_plan, canonical_module
-from adr_tvm.onnx_model import check_model
+from adr_tvm.frontend.onnx_model import check_model
 from adr_tvm.passes.mark_candidates import CandidateRules, find_candidates
 from adr_tvm.plan import LayerPlan, ReusePlan
 from adr_tvm.planes_file import LayerPlanes

@@ -16,7 +16,7 @@ from adr_tvm.planner.measure import cluster_limit
 from adr_tvm.planner.options import SearchOptions
 from adr_tvm.planner.settings_grid import settings_grid
 from adr_tvm.planner.time_budget import TimeBudget
-from adr_tvm.results import Timings
+from adr_tvm.report.results import Timings
 from adr_tvm.settings import ReuseSetting
 
 CONV = ConvGeometry(14, 14, 24, 3, 3, 32, padding=(1, 1, 1, 1))

@@ -21,7 +21,7 @@ from adr_tvm.passes.mark_candidates import CandidateRules, find_candidates
 from adr_tvm.plan import LayerPlan, ReusePlan
 from adr_tvm.planes_file import LayerPlanes
 from adr_tvm.planner.lossless import lossless_findings, lossless_setting
-from adr_tvm.results import Timings
+from adr_tvm.report.results import Timings
 from adr_tvm.settings import ReuseSetting
 
 pytestmark = pytest.mark.usefixtures("slow_machine")

@@ -29,7 +29,7 @@ from adr_tvm.planner.findings import Findings
 from adr_tvm.planner.layer_search import LayerSearch
 from adr_tvm.planner.network import PlanningNetwork
 from adr_tvm.planner.options import SearchOptions
-from adr_tvm.results import Timings
+from adr_tvm.report.results import Timings
 
 pytestmark = pytest.mark.usefixtures("slow_machine")
 NARROW = {"granularity": "pixel", "L": 4, "H": 6}  # two kernels a layer: with gain and without

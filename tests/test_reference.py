@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry, dense_geometry
+from adr_tvm.hashing.vectors import hashed_vectors, neuron_vector_blocks, neuron_vectors
 from adr_tvm.reference import (
     conv2d,
     conv2d_chain,
@@ -17,7 +18,6 @@ from adr_tvm.reference import (
 )
 from adr_tvm.reference_ids import fused_multiply_add
 from adr_tvm.settings import ReuseSetting
-from adr_tvm.vectors import hashed_vectors, neuron_vector_blocks, neuron_vectors
 
 FLOAT64_ROUNDED_ONCE = 1e-6
 
@@ -123,7 +123,7 @@ def test_vectors_come_in_bounded_blocks(monkeypatch):
     geometry, setting = GEOMETRIES[0], ReuseSetting("segment", L=5)
     x = _case(0, 2, geometry)[0]
     whole = neuron_vectors(x, geometry, setting)
-    monkeypatch.setattr("adr_tvm.vectors.BLOCK_BYTES", 1)
+    monkeypatch.setattr("adr_tvm.hashing.vectors.BLOCK_BYTES", 1)
     blocks = list(neuron_vector_blocks(x, geometry, setting))
     assert len(blocks) == 2 * geometry.OH
     np.testing.assert_array_equal(np.concatenate(blocks), whole)

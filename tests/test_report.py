@@ -9,13 +9,13 @@ from html.parser import HTMLParser
 
 import pytest
 
-from adr_tvm.charts import scatter
 from adr_tvm.errors import DataError, ModelError, UsageError
-from adr_tvm.formats import milliseconds, multiply_adds, number, percent, setting_text, summary_line
-from adr_tvm.report import render_report, write_report
-from adr_tvm.results import Candidate, LayerResult, NetworkResult, Timings
+from adr_tvm.report.charts import scatter
+from adr_tvm.report.formats import milliseconds, multiply_adds, number, percent, setting_text, summary_line
+from adr_tvm.report.html import render_report, write_report
+from adr_tvm.report.results import Candidate, LayerResult, NetworkResult, Timings
+from adr_tvm.report.terminal import print_result
 from adr_tvm.settings import ReuseSetting
-from adr_tvm.terminal import print_result
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\x1b[31m[red]"
 VOID = {"meta", "br", "img", "link"}

@@ -13,9 +13,9 @@ import pytest
 from bundles import REUSE, classifier, images, make_bundle, two_by_two
 
 import adr_tvm
+from adr_tvm.deploy.runtime import LayerCounts
+from adr_tvm.deploy.tensors import ALIGNMENT, fit_for_kernels
 from adr_tvm.errors import ModelError
-from adr_tvm.runtime import LayerCounts
-from adr_tvm.tensors import ALIGNMENT, fit_for_kernels
 
 VECTORS = {"conv1": 64, "conv2": 128}  # of one image: 8x8 rows, 8x8 pixels in 2 segments
 

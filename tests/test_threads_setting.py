@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from adr_tvm import threads
+from adr_tvm.deploy import threads
+from adr_tvm.deploy.threads import VARIABLE, physical_cores, set_threads
 from adr_tvm.errors import UsageError
-from adr_tvm.threads import VARIABLE, physical_cores, set_threads
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +114,7 @@ def test_real_runtime_takes_the_number_and_leaves_the_affinity_alone():
     code = """
 import os, sys
 from adr_tvm.errors import UsageError
-from adr_tvm.threads import processors, set_threads
+from adr_tvm.deploy.threads import processors, set_threads
 before = processors()
 assert set_threads(1) == 1 and "tvm" not in sys.modules
 import tvm

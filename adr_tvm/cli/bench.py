@@ -17,8 +17,8 @@ from adr_tvm.cli.common import Parser, add_verbosity, run_cli
 from adr_tvm.errors import UsageError
 
 if TYPE_CHECKING:
-    from adr_tvm.bench import BenchOptions
-    from adr_tvm.bench_results import BenchResult, Speedup
+    from adr_tvm.bench.results import BenchResult, Speedup
+    from adr_tvm.bench.run import BenchOptions
 
 DESCRIPTION = """\
 Measure a bundle that adr-compile wrote against other ways to run the same
@@ -105,7 +105,7 @@ def options_of(arguments: argparse.Namespace) -> BenchOptions:
     """
     from dataclasses import fields
 
-    from adr_tvm.bench import BenchOptions
+    from adr_tvm.bench.run import BenchOptions
 
     given = {field.name: getattr(arguments, field.name, None) for field in fields(BenchOptions)}
     given["verbosity"] = arguments.verbose - arguments.quiet
@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> None:
         _check_writable(arguments.json)
     from dataclasses import asdict
 
-    from adr_tvm.bench import bench
+    from adr_tvm.bench.run import bench
     from adr_tvm.jsonfile import write_json
 
     result = bench(options)
@@ -137,10 +137,10 @@ def _check_writable(path: Path) -> None:
 
 def print_bench(result: BenchResult) -> None:
     """Print a row for each number of threads and engine, the notes and one summary line."""
-    from adr_tvm.bench_results import OURS
-    from adr_tvm.formats import MISSING, factor, milliseconds, number
+    from adr_tvm.bench.results import OURS
     from adr_tvm.progress import printable
-    from adr_tvm.text_table import Heading, print_table, results_console
+    from adr_tvm.report.formats import MISSING, factor, milliseconds, number
+    from adr_tvm.report.text_table import Heading, print_table, results_console
 
     console, accuracy = results_console(), {each.engine: each for each in result.accuracy}
     rows, styles = [], []
@@ -176,8 +176,8 @@ def print_bench(result: BenchResult) -> None:
 
 def summary(result: BenchResult) -> str:
     """One line: how much faster than each engine with the first number of threads, and how accurate."""
-    from adr_tvm.bench_results import OURS
-    from adr_tvm.formats import factor, milliseconds
+    from adr_tvm.bench.results import OURS
+    from adr_tvm.report.formats import factor, milliseconds
 
     at = result.times[0]
     ours = next(each for each in at.engines if each.engine == OURS)
@@ -196,7 +196,7 @@ def _interval(speedup: Speedup) -> str:
 
 def _metric(metric: str, value: float | None) -> str:
     """The value of a metric; that of a perfect psnr is infinite, and not in JSON."""
-    from adr_tvm.formats import metric_value
+    from adr_tvm.report.formats import metric_value
 
     return "inf dB" if metric == "psnr" and value is None else metric_value(metric, value)
 

@@ -157,7 +157,7 @@ def options_of(arguments: argparse.Namespace) -> CompileOptions:
     if "min_psnr" in given and "max_drop" in given:
         raise UsageError("--max-drop and --min-psnr are budgets of different metrics: give one")
     if "input_shapes" in given:
-        from adr_tvm.onnx_inputs import parse_input_shapes
+        from adr_tvm.frontend.onnx_inputs import parse_input_shapes
 
         given["input_shapes"] = parse_input_shapes(given["input_shapes"])
     return CompileOptions(**given)
@@ -166,7 +166,7 @@ def options_of(arguments: argparse.Namespace) -> CompileOptions:
 def run(arguments: argparse.Namespace) -> None:
     """Compile, or with ``--dry-run`` list; results go to stdout."""
     options = options_of(arguments)
-    from adr_tvm.terminal import print_candidates, print_result
+    from adr_tvm.report.terminal import print_candidates, print_result
 
     if arguments.dry_run:
         from adr_tvm.loaded_network import LoadedNetwork

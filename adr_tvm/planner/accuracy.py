@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from adr_tvm.calibration import Batch, CalibrationSet
-from adr_tvm.metrics import Metric, Nmse, choose_metric, class_scores
+from adr_tvm.data.calibration import Batch, CalibrationSet
+from adr_tvm.metrics.metrics import Metric, Nmse, choose_metric, class_scores
 from adr_tvm.planner.layer_kernel import LayerKernel
 from adr_tvm.planner.network import PlanningNetwork
 

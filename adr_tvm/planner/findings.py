@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from adr_tvm.hashing import HashPlanes
-from adr_tvm.onnx_model import CheckedModel
+from adr_tvm.frontend.onnx_model import CheckedModel
+from adr_tvm.hashing.planes import HashPlanes
 from adr_tvm.passes.mark_candidates import Candidate
 from adr_tvm.plan import LayerPlan, ReusePlan
 from adr_tvm.planner.accuracy import OutputMetric

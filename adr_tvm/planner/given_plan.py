@@ -8,10 +8,10 @@ import numpy as np
 import tvm
 from tvm.target import Target
 
-from adr_tvm.calibration import CalibrationSet
+from adr_tvm.data.calibration import CalibrationSet
 from adr_tvm.errors import ModelError
-from adr_tvm.hashing import HashPlanes
-from adr_tvm.onnx_model import CheckedModel
+from adr_tvm.frontend.onnx_model import CheckedModel
+from adr_tvm.hashing.planes import HashPlanes
 from adr_tvm.passes.mark_candidates import Candidate, CandidateRules, find_candidates
 from adr_tvm.plan import ReusePlan
 from adr_tvm.planner.accuracy import DenseOutputs, output_errors
@@ -22,7 +22,7 @@ from adr_tvm.planner.measure import count_clusters, time_in_place
 from adr_tvm.planner.network import PlanningNetwork
 from adr_tvm.planner.options import SearchOptions
 from adr_tvm.planner.shortlist import Shortlisted
-from adr_tvm.results import Timings
+from adr_tvm.report.results import Timings
 
 
 def given_findings(

@@ -15,10 +15,10 @@ import numpy as np
 import tvm
 from tvm.target import Target
 
-from adr_tvm.calibration import CalibrationSet
+from adr_tvm.data.calibration import CalibrationSet
 from adr_tvm.errors import DataError
-from adr_tvm.hashing import HashPlanes
-from adr_tvm.onnx_model import CheckedModel
+from adr_tvm.frontend.onnx_model import CheckedModel
+from adr_tvm.hashing.planes import HashPlanes
 from adr_tvm.passes.mark_candidates import Candidate, CandidateRules, find_candidates
 from adr_tvm.planner.accuracy import DenseOutputs, OutputMetric, new_metric, output_errors
 from adr_tvm.planner.choose import Option, nested_plans
@@ -31,7 +31,7 @@ from adr_tvm.planner.options import SearchOptions
 from adr_tvm.planner.shortlist import Shortlist, Shortlisted, shortlist
 from adr_tvm.planner.time_budget import CHOSEN_BY, MEASURED_BY, VERIFIED_BY, WEIGHED_BY, TimeBudget
 from adr_tvm.progress import progress
-from adr_tvm.results import Timings
+from adr_tvm.report.results import Timings
 from adr_tvm.settings import ReuseSetting
 
 SENSITIVITY_IMAGES = 256

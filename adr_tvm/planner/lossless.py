@@ -16,7 +16,7 @@ from adr_tvm.planner.measure import REPEATS, setting_key
 from adr_tvm.planner.network import seconds
 from adr_tvm.planner.shortlist import Shortlisted
 from adr_tvm.progress import progress
-from adr_tvm.results import Timings
+from adr_tvm.report.results import Timings
 from adr_tvm.settings import ReuseSetting
 
 MOST_OVERHEAD = 0.02  # of the dense time, on data that never repeat

@@ -11,7 +11,7 @@ import numpy as np
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.planner.layer_kernel import LayerKernel
 from adr_tvm.planner.network import PlanningNetwork, seconds
-from adr_tvm.results import Timings
+from adr_tvm.report.results import Timings
 from adr_tvm.settings import ReuseSetting
 
 REPEATS = 7

@@ -15,8 +15,8 @@ from tvm import relax
 from tvm.target import Target
 
 from adr_tvm.build import build_plan
-from adr_tvm.calibration import CalibrationSet
-from adr_tvm.onnx_model import CheckedModel
+from adr_tvm.data.calibration import CalibrationSet
+from adr_tvm.frontend.onnx_model import CheckedModel
 from adr_tvm.passes.mark_candidates import CandidateRules
 from adr_tvm.plan import ReusePlan
 from adr_tvm.planner.findings import Findings, plan_of
@@ -28,7 +28,7 @@ from adr_tvm.planner.network import seconds
 from adr_tvm.planner.options import SearchOptions
 from adr_tvm.planner.summary import network_result
 from adr_tvm.progress import progress
-from adr_tvm.results import NetworkResult, Timings
+from adr_tvm.report.results import NetworkResult, Timings
 
 NOT_SLOWER = 1.0  # whole network with reuse / dense, above which everything is reverted
 NOT_SLOWER_UNSEEN = 1.05  # the same on random data, where lossless reuse can only cost

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from adr_tvm.calibration import CalibrationSet
+from adr_tvm.data.calibration import CalibrationSet
 from adr_tvm.geometry import ConvGeometry
-from adr_tvm.hashing import HashPlanes, analyse, make_planes
+from adr_tvm.hashing.planes import HashPlanes, analyse, make_planes
+from adr_tvm.hashing.vector_statistics import VectorStatistics
+from adr_tvm.hashing.vectors import neuron_vectors
 from adr_tvm.passes.mark_candidates import Candidate
 from adr_tvm.planner.choose import pareto
 from adr_tvm.planner.cost import CostModel
@@ -24,8 +26,6 @@ from adr_tvm.planner.options import SearchOptions
 from adr_tvm.planner.settings_grid import settings_grid
 from adr_tvm.progress import progress
 from adr_tvm.settings import ReuseSetting
-from adr_tvm.vector_statistics import VectorStatistics
-from adr_tvm.vectors import neuron_vectors
 
 FIT_POSITIONS = 16_384  # positions looked at per layer, so that large images do not take minutes
 WORTH_PREDICTED = 1.2  # of the dense time: predictions are rough, measurement decides

@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from tvm.target import Target
 
 from adr_tvm._tvm import host_cpu
+from adr_tvm.frontend.onnx_model import CheckedModel
 from adr_tvm.layers import describe
-from adr_tvm.onnx_model import CheckedModel
 from adr_tvm.passes.mark_candidates import Candidate
 from adr_tvm.plan import ReusePlan
 from adr_tvm.planner.choose import pareto
 from adr_tvm.planner.cost import reuse_macs
 from adr_tvm.planner.findings import Findings, Measured
 from adr_tvm.planner.options import SearchOptions
-from adr_tvm.results import Candidate as Tried
-from adr_tvm.results import LayerResult, NetworkResult
+from adr_tvm.report.results import Candidate as Tried
+from adr_tvm.report.results import LayerResult, NetworkResult
 
 
 def network_result(

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 
-from adr_tvm.results import Timings
+from adr_tvm.report.results import Timings
 
 MEASURED_BY, WEIGHED_BY, CHOSEN_BY, VERIFIED_BY = 0.5, 0.7, 0.8, 0.95  # share of the budget used up after each phase
 

@@ -9,12 +9,12 @@ import numpy as np
 
 import adr_tvm
 from adr_tvm import CompileOptions, ReusePlan, ReuseSetting, compile_model
-from adr_tvm.bundle import file_sha256
 from adr_tvm.compiler import CompileResult
+from adr_tvm.deploy.bundle import file_sha256
+from adr_tvm.deploy.runtime import LayerCounts
 from adr_tvm.loaded_network import LoadedNetwork
 from adr_tvm.plan import uniform_plan
-from adr_tvm.results import NetworkResult
-from adr_tvm.runtime import LayerCounts
+from adr_tvm.report.results import NetworkResult
 from benchmarks.validation.data_folder import for_squeezenet
 from benchmarks.validation.row import Row, Run, percent
 

@@ -14,8 +14,8 @@ import numpy as np
 
 import adr_tvm
 from adr_tvm import CompileOptions, ReusePlan, ReuseSetting, compile_model
-from adr_tvm.bundle import file_sha256
-from adr_tvm.hashing import learned_planes
+from adr_tvm.deploy.bundle import file_sha256
+from adr_tvm.hashing.planes import learned_planes
 from adr_tvm.plan import LayerPlan
 from benchmarks.validation.data_folder import DataFolder, for_trec
 from benchmarks.validation.row import Row, Run, percent

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adr_tvm.vector_statistics import VectorStatistics
+from adr_tvm.hashing.vector_statistics import VectorStatistics
 
 LLOYD_ITERATIONS = 50
 OVERSAMPLING = 10

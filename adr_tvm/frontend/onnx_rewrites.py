@@ -12,7 +12,7 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 
 from adr_tvm.errors import ModelError
-from adr_tvm.onnx_limits import Dim, node_label, one_line
+from adr_tvm.frontend.onnx_limits import Dim, node_label, one_line
 
 MAX_FOLDED = 1024
 """Entries of the largest tensor that is folded: enough for shapes, pads and scales, never for weights."""

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from adr_tvm.calibration import CalibrationSet
-from adr_tvm.onnx_limits import one_line
-from adr_tvm.onnx_model import CheckedModel, TensorSpec
+from adr_tvm.data.calibration import CalibrationSet
+from adr_tvm.frontend.onnx_limits import one_line
+from adr_tvm.frontend.onnx_model import CheckedModel, TensorSpec
 
 TOLERANCE = 1e-4
 """Largest relative error that rounding explains; the light ImageNet networks stay below 1e-5."""

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from adr_tvm import __version__, charts, formats
+from adr_tvm import __version__
 from adr_tvm.jsonfile import write_bytes
-from adr_tvm.results import LayerResult, NetworkResult
+from adr_tvm.report import charts, formats
+from adr_tvm.report.results import LayerResult, NetworkResult
 
 REPORT_PAGE = "report.html"
 SHORT_NAME = 34
@@ -71,7 +72,7 @@ def render_report(result: NetworkResult) -> str:
         setting=formats.setting_text,
         short=_short,
     )
-    source = resources.files("adr_tvm").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
+    source = resources.files("adr_tvm.report").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
     plots = [(layer, plot) for layer in result.layers if (plot := charts.scatter(layer)) is not None]
     return environment.from_string(source).render(
         result=result,

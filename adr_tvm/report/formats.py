@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from adr_tvm.geometry import ConvGeometry
-from adr_tvm.results import NetworkResult
+from adr_tvm.report.results import NetworkResult
 from adr_tvm.settings import ReuseSetting
 
 MISSING = "-"

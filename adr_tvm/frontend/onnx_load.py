@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from onnx.external_data_helper import load_external_data_for_tensor
 
 from adr_tvm.errors import ModelError
-from adr_tvm.onnx_limits import (
+from adr_tvm.frontend.onnx_limits import (
     MAX_OPSET,
     MIN_OPSET,
     Limits,

@@ -9,7 +9,7 @@ from typing import IO
 
 import numpy as np
 
-from adr_tvm.calibration_sources import Block, Expected
+from adr_tvm.data.calibration_sources import Block, Expected
 from adr_tvm.errors import DataError
 
 

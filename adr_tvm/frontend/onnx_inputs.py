@@ -7,9 +7,9 @@ from typing import Any
 
 import onnx
 
+from adr_tvm.data.tensor_spec import TensorSpec
 from adr_tvm.errors import ModelError, UsageError
-from adr_tvm.onnx_limits import Dim, Limits, quoted, tensor_bytes, type_name
-from adr_tvm.tensor_spec import TensorSpec
+from adr_tvm.frontend.onnx_limits import Dim, Limits, quoted, tensor_bytes, type_name
 
 INPUT_TYPES = ("float32", "int32", "int64", "uint8", "bool")
 

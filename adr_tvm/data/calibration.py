@@ -12,8 +12,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from adr_tvm.calibration_items import ItemSource, SpooledSource
-from adr_tvm.calibration_sources import Expected, InputSpec, NpySource, NpzSource, Source
+from adr_tvm.data.calibration_items import ItemSource, SpooledSource
+from adr_tvm.data.calibration_sources import Expected, InputSpec, NpySource, NpzSource, Source
 from adr_tvm.errors import DataError, UsageError
 
 Sample: TypeAlias = np.ndarray | Mapping[str, np.ndarray]

@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from adr_tvm.confidence import (
+from adr_tvm.metrics.confidence import (
     mean_upper,
     normal_quantile,
     paired_drop_upper,

@@ -1,4 +1,4 @@
-"""One process of ``adr-bench``, for one number of threads: ``python -m adr_tvm.bench_worker JOB.json ANSWER.json``.
+"""One process of ``adr-bench``, for one number of threads: ``python -m adr_tvm.bench.worker JOB.json ANSWER.json``.
 
 A number of threads is for the life of a process. All engines take turns, A B C A B C: what changes over time (other
 load, clock frequency) hits all alike. A pause before each run lets the threads of the engine before stop spinning.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from adr_tvm.bench_results import OURS, EngineAccuracy
+from adr_tvm.bench.results import OURS, EngineAccuracy
 from adr_tvm.cli.common import INTERRUPTED
 from adr_tvm.cli.process import Interrupts, native_stderr
 from adr_tvm.errors import AdrError, UsageError
@@ -25,10 +25,10 @@ from adr_tvm.jsonfile import read_json, write_json
 from adr_tvm.progress import progress, set_verbosity, wants_traceback
 
 if TYPE_CHECKING:
-    from adr_tvm.calibration import CalibrationSet
-    from adr_tvm.metrics import Metric
-    from adr_tvm.onnxruntime_engine import Feed, Run
-    from adr_tvm.runtime import ReuseModel
+    from adr_tvm.bench.onnxruntime_engine import Feed, Run
+    from adr_tvm.data.calibration import CalibrationSet
+    from adr_tvm.deploy.runtime import ReuseModel
+    from adr_tvm.metrics.metrics import Metric
 
 WARM_UP = 3
 PAUSE_SECONDS = 0.05
@@ -89,9 +89,9 @@ def measure(job: Job) -> Answer:
         ModelError: the bundle or the model cannot be loaded.
         UsageError: the number of threads cannot be had, or the metric does not fit.
     """
-    from adr_tvm.bench import open_samples
-    from adr_tvm.onnxruntime_engine import onnxruntime_engine
-    from adr_tvm.runtime import load
+    from adr_tvm.bench.onnxruntime_engine import onnxruntime_engine
+    from adr_tvm.bench.run import open_samples
+    from adr_tvm.deploy.runtime import load
 
     model = load(job.bundle, job.threads)
     outputs = [spec.name for spec in model.outputs]
@@ -162,7 +162,7 @@ def _compare(engines: dict[str, Run], reference: Run, samples: CalibrationSet, n
 
 
 def _new_metric(name: str, labels_given: bool, outputs: np.ndarray) -> Metric:
-    from adr_tvm.metrics import choose_metric
+    from adr_tvm.metrics.metrics import choose_metric
 
     try:
         return choose_metric(name, labels_given, outputs)

@@ -13,8 +13,8 @@ from typing import Any
 import onnx
 
 from adr_tvm.errors import ModelError
-from adr_tvm.onnx_limits import Dim, Limits, node_label, quoted, size_text, tensor_bytes
-from adr_tvm.onnx_rewrites import attributes
+from adr_tvm.frontend.onnx_limits import Dim, Limits, node_label, quoted, size_text, tensor_bytes
+from adr_tvm.frontend.onnx_rewrites import attributes
 
 _AUTO_PADS: dict[str, tuple[str, ...]] = {"auto_pad": ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")}
 _CHOICES: dict[str, dict[str, tuple[str, ...]]] = {

@@ -22,18 +22,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import adr_tvm
+from adr_tvm.data.tensor_spec import TensorSpec
+from adr_tvm.deploy.processor import vector_extensions
 from adr_tvm.errors import MissingDependencyError, ModelError, UsageError
 from adr_tvm.jsonfile import read_json, write_json
 from adr_tvm.plan import PLAN_FILE, PLANES_FILE, ReusePlan, installed_tvm_version
-from adr_tvm.processor import vector_extensions
-from adr_tvm.results import REPORT_FILE
+from adr_tvm.report.results import REPORT_FILE
 from adr_tvm.settings import Scope
-from adr_tvm.tensor_spec import TensorSpec
 
 if TYPE_CHECKING:
     import tvm
 
-    from adr_tvm.onnx_model import CheckedModel
+    from adr_tvm.frontend.onnx_model import CheckedModel
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "bundle.json"

@@ -15,8 +15,8 @@ from pathlib import Path
 import onnx
 
 from adr_tvm.errors import ModelError
-from adr_tvm.onnx_inputs import TensorSpec, parse_input_shapes, resolve_inputs
-from adr_tvm.onnx_limits import (
+from adr_tvm.frontend.onnx_inputs import TensorSpec, parse_input_shapes, resolve_inputs
+from adr_tvm.frontend.onnx_limits import (
     Dim,
     Limits,
     first_fault,
@@ -26,9 +26,9 @@ from adr_tvm.onnx_limits import (
     tensor_bytes,
     type_name,
 )
-from adr_tvm.onnx_load import load_proto
-from adr_tvm.onnx_node_rules import check_constants, check_nodes
-from adr_tvm.onnx_rewrites import (
+from adr_tvm.frontend.onnx_load import load_proto
+from adr_tvm.frontend.onnx_node_rules import check_constants, check_nodes
+from adr_tvm.frontend.onnx_rewrites import (
     MAX_FOLDED,
     drop_unused,
     explicit_pads,

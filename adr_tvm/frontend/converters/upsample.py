@@ -6,7 +6,7 @@ import numpy as np
 from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
 
-from adr_tvm.converters.resize import resize_asymmetric
+from adr_tvm.frontend.converters.resize import resize_asymmetric
 
 
 class Upsample(onnx_frontend.OnnxOpConverter):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from adr_tvm.errors import ModelError
-from adr_tvm.onnx_limits import one_line
+from adr_tvm.frontend.onnx_limits import one_line
 
 Feed = Mapping[str, np.ndarray]
 Run = Callable[[Feed], list[np.ndarray]]

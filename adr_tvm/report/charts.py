@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from adr_tvm.formats import milliseconds, number, percent, setting_text
-from adr_tvm.results import LayerResult
+from adr_tvm.report.formats import milliseconds, number, percent, setting_text
+from adr_tvm.report.results import LayerResult
 
 WIDTH, HEIGHT = 320.0, 210.0
 LEFT, RIGHT, TOP, BOTTOM = 62.0, 308.0, 12.0, 168.0

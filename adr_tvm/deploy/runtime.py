@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from adr_tvm.bundle import LIBRARY_FILE, Manifest, ReuseLayer, file_sha256
+from adr_tvm.data.tensor_spec import TensorSpec
+from adr_tvm.deploy.bundle import LIBRARY_FILE, Manifest, ReuseLayer, file_sha256
+from adr_tvm.deploy.processor import missing_extensions, processor_name
+from adr_tvm.deploy.tensors import Array, check_inputs, fit_for_kernels, is_torch, own_outputs
+from adr_tvm.deploy.threads import set_threads
 from adr_tvm.errors import ModelError
 from adr_tvm.plan import ReusePlan
-from adr_tvm.processor import missing_extensions, processor_name
-from adr_tvm.tensor_spec import TensorSpec
-from adr_tvm.tensors import Array, check_inputs, fit_for_kernels, is_torch, own_outputs
-from adr_tvm.threads import set_threads
 
 if TYPE_CHECKING:
     import tvm

@@ -15,10 +15,10 @@ import tvm
 from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
 
-from adr_tvm.converters import CONVERTERS
 from adr_tvm.errors import AdrError, ModelError
-from adr_tvm.onnx_limits import Limits, node_label, one_line, quoted, size_text
-from adr_tvm.onnx_model import CheckedModel
+from adr_tvm.frontend.converters import CONVERTERS
+from adr_tvm.frontend.onnx_limits import Limits, node_label, one_line, quoted, size_text
+from adr_tvm.frontend.onnx_model import CheckedModel
 
 _log = logging.getLogger(__name__)
 

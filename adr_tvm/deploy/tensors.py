@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from adr_tvm.tensor_spec import TensorSpec
+from adr_tvm.data.tensor_spec import TensorSpec
 
 if TYPE_CHECKING:
     import torch

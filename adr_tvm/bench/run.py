@@ -1,6 +1,6 @@
 """A bundle side by side with ONNX Runtime: time and accuracy, for some numbers of threads.
 
-Each number of threads has a process of its own (``adr_tvm.bench_worker``); this one checks everything first, makes
+Each number of threads has a process of its own (``adr_tvm.bench.worker``); this one checks everything first, makes
 the 8-bit model, and puts the answers together.
 """
 
@@ -20,21 +20,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import adr_tvm
-from adr_tvm.bench_results import OURS, BenchResult, ThreadTimes, engine_times
-from adr_tvm.bench_worker import Answer, Job
-from adr_tvm.bundle import Manifest
+from adr_tvm.bench.results import OURS, BenchResult, ThreadTimes, engine_times
+from adr_tvm.bench.worker import Answer, Job
 from adr_tvm.cli.common import INTERRUPTED
 from adr_tvm.cli.process import has_descriptor
+from adr_tvm.data.tensor_spec import TensorSpec
+from adr_tvm.deploy.bundle import Manifest
+from adr_tvm.deploy.processor import processor_name
+from adr_tvm.deploy.threads import VARIABLE, check_threads, physical_cores
 from adr_tvm.errors import AdrError, DataError, MissingDependencyError, ModelError, UsageError
 from adr_tvm.jsonfile import read_json, write_json
 from adr_tvm.options import METRIC_NAMES
-from adr_tvm.processor import processor_name
 from adr_tvm.progress import get_log
-from adr_tvm.tensor_spec import TensorSpec
-from adr_tvm.threads import VARIABLE, check_threads, physical_cores
 
 if TYPE_CHECKING:
-    from adr_tvm.calibration import CalibrationSet
+    from adr_tvm.data.calibration import CalibrationSet
 
 AGAINST = ("onnxruntime", "onnxruntime-int8", "dense")
 INT8 = "onnxruntime-int8"
@@ -49,14 +49,14 @@ class BenchOptions:
     Attributes:
         bundle: folder that ``adr-compile`` wrote.
         model: the ONNX file it was compiled from.
-        samples: inputs, as ``adr_tvm.calibration.open_calibration`` takes a path.
+        samples: inputs, as ``adr_tvm.data.calibration.open_calibration`` takes a path.
         labels_name: name of the class labels among them.
         calibration: likewise, to quantise with.
         against: some of ``AGAINST``.
         threads: numbers of threads; empty: all physical cores.
         batch: images of a run; None: the model's own, 1 where it is free.
         runs: timed rounds.
-        metric: ``auto``, or as in ``adr_tvm.metrics``.
+        metric: ``auto``, or as in ``adr_tvm.metrics.metrics``.
         verbosity: of the log.
 
     Raises:
@@ -101,7 +101,7 @@ def bench(options: BenchOptions) -> BenchResult:
         DataError: the data do not fit the model.
         UsageError: options that do not fit the model.
     """
-    from adr_tvm.onnx_model import check_model
+    from adr_tvm.frontend.onnx_model import check_model
 
     manifest = Manifest.load(options.bundle)
     shapes = {spec.name: spec.shape for spec in manifest.inputs}
@@ -156,7 +156,7 @@ def open_samples(path: str | Path, inputs: Sequence[TensorSpec], labels_name: st
     Raises:
         DataError: the data are missing, damaged, or do not fit the model.
     """
-    from adr_tvm.calibration import open_calibration
+    from adr_tvm.data.calibration import open_calibration
 
     fixed = _fixed_batch(inputs) is not None
     return open_calibration(path, inputs, labels_name, batch, whole_batches=fixed, halves=False)
@@ -174,7 +174,7 @@ def _batch(inputs: Sequence[TensorSpec], asked: int | None) -> int:
 
 
 def _quantised(options: BenchOptions, manifest: Manifest, folder: Path) -> str:
-    from adr_tvm.onnxruntime_engine import quantise
+    from adr_tvm.bench.onnxruntime_engine import quantise
 
     get_log().info("quantising %s with ONNX Runtime", options.model.name)
     size = _fixed_batch(manifest.inputs) or CALIBRATION_BATCH
@@ -198,7 +198,7 @@ def _in_process(job: Job, folder: Path) -> Answer:
     write_json(job_file, asdict(job))
     environment = os.environ | {VARIABLE: str(job.threads)}
     # -P: modules of the current folder are not imported.
-    command = [sys.executable, "-P", "-m", "adr_tvm.bench_worker", str(job_file), str(answer_file)]
+    command = [sys.executable, "-P", "-m", "adr_tvm.bench.worker", str(job_file), str(answer_file)]
     # Where the command line has silenced descriptor 2, Python's stderr is another one.
     stderr = sys.stderr if has_descriptor(sys.stderr) else None
     code = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stderr=stderr).returncode

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from adr_tvm.formats import (
+from adr_tvm.progress import printable
+from adr_tvm.report.formats import (
     MISSING,
     factor,
     milliseconds,
@@ -19,9 +20,8 @@ from adr_tvm.formats import (
     setting_text,
     summary_line,
 )
-from adr_tvm.progress import printable
-from adr_tvm.results import NetworkResult
-from adr_tvm.text_table import Heading, print_table, results_console
+from adr_tvm.report.results import NetworkResult
+from adr_tvm.report.text_table import Heading, print_table, results_console
 
 if TYPE_CHECKING:
     from rich.console import Console

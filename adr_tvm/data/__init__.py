@@ -1,0 +1,1 @@
+"""Calibration data: opening, checking and streaming them."""

@@ -1,0 +1,1 @@
+"""Hash planes, the vectors they cut, and the statistics they are fitted to."""

@@ -1,0 +1,1 @@
+"""Metrics of a network's outputs, and confidence bounds for them."""

@@ -1,0 +1,1 @@
+"""Results: data classes, tables, the HTML report."""
