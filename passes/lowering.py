@@ -17,6 +17,7 @@ from adr_tvm import ops
 from adr_tvm._tvm import constant, cpu_target, static_shape, tensor_type
 from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry
+from adr_tvm.passes.carried_ids import CarriedIds, PixelMap
 from adr_tvm.passes.lowering_grouped import lower_grouped
 from adr_tvm.schedules.cluster import SPARE_CENTROIDS, capacity, cluster, units
 from adr_tvm.schedules.cluster_rows import cluster_rows
@@ -31,22 +32,25 @@ from adr_tvm.schedules.vector_key import pad_planes, te_pad_planes, te_pad_thres
 from adr_tvm.settings import ReuseSetting
 
 
-def lower_call(bb: relax.BlockBuilder, call: relax.Call, target: Target | None) -> relax.Expr:
+def lower_call(
+    bb: relax.BlockBuilder, call: relax.Call, target: Target | None, carried: CarriedIds | None = None
+) -> relax.Expr:
     """The lowered form of a call of one of our operators.
 
     Args:
         bb: builder that takes the intermediate bindings and the kernels.
         call: call of ``adr.conv2d``, ``adr.dense``, ``adr.reuse_conv2d`` or ``adr.reuse_dense``.
         target: CPU target; None is this machine.
+        carried: ids found so far in the function; lossless layers use them and add theirs.
     """
     if call.op.name == ops.GROUPED_CONV2D:
         return lower_grouped(bb, call, target or cpu_target())
-    return _Lowering(bb, call, target or cpu_target()).lower()
+    return _Lowering(bb, call, target or cpu_target(), carried or CarriedIds(bb)).lower()
 
 
 class _Lowering:
-    def __init__(self, bb: relax.BlockBuilder, call: relax.Call, target: Target):
-        self.bb, self.call = bb, call
+    def __init__(self, bb: relax.BlockBuilder, call: relax.Call, target: Target, carried: CarriedIds):
+        self.bb, self.call, self.carried = bb, call, carried
         self.geometry: ConvGeometry = ops.geometry_of(call)
         self.activation: Activation = ops.activation_of(call)
         self.tile: RegisterTile = gemm_tile(isa_of(target), self.geometry.M)
@@ -148,8 +152,14 @@ class _Lowering:
         N = G * g.rows
         rows, stats_type = tensor_type([U, N], "int32"), tensor_type([U, 2], "int32")
         if setting.hash == "exact":
-            found = self.bb.emit(self._call("row_cluster", match_rows(g, setting), [x], [rows, rows, stats_type]))
-            lead, reps, stats = (self.bb.emit(relax.TupleGetItem(found, i)) for i in range(3))
+            known = self.carried.of(x, setting.scope)
+            if known is not None:
+                own, reps, onward = self.carried.rows_of(g, setting, x, known)
+            else:
+                found = self.bb.emit(self._call("row_cluster", match_rows(g, setting), [x], [rows, rows, stats_type]))
+                lead, reps, stats = (self.bb.emit(relax.TupleGetItem(found, i)) for i in range(3))
+                own = onward = PixelMap(lead, stats, setting.scope)
+            lead, stats = own.lead, own.stats
             origin = [relax.const(np.zeros((1, 1), np.int32)), relax.const(np.zeros((1, 1, 1), np.float32))]
         else:
             centroids = tensor_type([U, capacity(setting, N), g.K])
@@ -167,4 +177,6 @@ class _Lowering:
         partial = self.bb.emit(self._call("row_gemm", kernel, [x, *self._weights(), lead, reps, *origin], image))
         copy = self.bb.add_func(scatter_rows(g, setting), "adr_row_scatter")
         y = self.bb.emit(relax.op.call_tir_inplace(copy, [lead, partial], [1], image))
+        if setting.hash == "exact":
+            self.carried.record(y, onward)
         return y, stats

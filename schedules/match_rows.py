@@ -15,12 +15,10 @@ from tvm.script import tirx as T
 
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.schedules.cluster import UNLIMITED, units
-from adr_tvm.schedules.hash_table import find_cluster, slot_count
+from adr_tvm.schedules.combine_rows import NO_PIXEL, OWN, combine_pixels, list_rows, match_words, tap_positions
 from adr_tvm.schedules.vector_key import mix
 from adr_tvm.settings import ReuseSetting
 
-OWN = -2  # leader of a pixel or row that holds NaN or Inf: itself alone
-NO_PIXEL = -1  # a tap in the padding, or a pixel of zeros
 TASK_PIXELS = 128
 PROBE_SHARE = 16  # one row in this many is looked at first
 PROBE_REPEATS = 0.1  # share of repeated rows that a unit should hold to be worth matching
@@ -41,23 +39,6 @@ def _pixel_word(C: int):
     return inline
 
 
-def _tap(geometry: ConvGeometry):
-    """(inside, iy, ix) of tap t of output pixel n, as functions of (n, t)."""
-    H, W, KW, OW = geometry.H, geometry.W, geometry.KW, geometry.OW
-    (SH, SW), (DH, DW), (PT, PL, _, _) = geometry.strides, geometry.dilation, geometry.padding
-
-    def iy(n, t):
-        return n // OW * SH - PT + t // KW * DH
-
-    def ix(n, t):
-        return n % OW * SW - PL + t % KW * DW
-
-    def inside(n, t):
-        return T.And(T.And(iy(n, t) >= 0, iy(n, t) < H), T.And(ix(n, t) >= 0, ix(n, t) < W))
-
-    return inside, iy, ix
-
-
 def _probe_phase(geometry: ConvGeometry):
     """Inline ``(X, go, U, G)``: go[u] = 1 if a sample of the unit's rows repeats enough.
 
@@ -65,7 +46,7 @@ def _probe_phase(geometry: ConvGeometry):
     repeats are the least that counts.
     """
     rows, taps, C = geometry.rows, geometry.KH * geometry.KW, geometry.C
-    inside, iy, ix = _tap(geometry)
+    inside, iy, ix = tap_positions(geometry)
     sample = max(16, min(256, rows // PROBE_SHARE))
     pixel_word = _pixel_word(C)
 
@@ -97,48 +78,6 @@ def _probe_phase(geometry: ConvGeometry):
     return inline
 
 
-def _match_phase(setting: ReuseSetting):
-    """Inline ``(words, leads, go, U, N, limit, leaders)``: leads[u, i] = first item with the same word.
-
-    Items whose lead is OWN stay so and count as leaders. Clears go[u] above ``limit`` leaders.
-    """
-    find = find_cluster()
-
-    @T.inline
-    def inline(words, leads, go, U, N, limit, leaders):
-        for u in T.parallel(U):
-            slots_size = T.meta_var(slot_count(setting, N))
-            slots = T.alloc_buffer((slots_size,), "int32")
-            keys = T.alloc_buffer((N,), "int64")
-            firsts = T.alloc_buffer((N,), "int32")
-            n = T.alloc_buffer((2,), "int32", scope="local")  # distinct words, OWN items
-            probe = T.alloc_buffer((1,), "int64", scope="local")
-            found = T.alloc_buffer((1,), "int32", scope="local")
-            hit = T.alloc_buffer((1,), "int32", scope="local")
-            n[0] = 0
-            n[1] = 0
-            if go[u] != 0:
-                for i in range(slots_size):
-                    slots[i] = -1
-                for i in range(N):
-                    if leads[u, i] == OWN:
-                        n[1] = n[1] + 1
-                    elif n[0] + n[1] <= limit:
-                        find(slots, keys, slots_size, words[u, i], probe, found, hit)
-                        if found[0] < 0:
-                            slots[probe[0]] = n[0]
-                            keys[n[0]] = words[u, i]
-                            firsts[n[0]] = T.cast(i, "int32")
-                            found[0] = n[0]
-                            n[0] = n[0] + 1
-                        leads[u, i] = firsts[found[0]]
-                if n[0] + n[1] > limit:
-                    go[u] = 0
-            leaders[u] = n[0] + n[1]
-
-    return inline
-
-
 @functools.cache
 def match_rows(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
     """Find the bit-identical rows of X.
@@ -148,11 +87,11 @@ def match_rows(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
         reps int32 [U, N] (rows to compute, in order), stats int32 [U, 2] (rows to compute where the unit reuses,
         else the distinct rows seen until it was given up; 1 if it reuses). A unit that runs dense lists all rows.
     """
-    H, W, C, rows, taps = geometry.H, geometry.W, geometry.C, geometry.rows, geometry.KH * geometry.KW
+    H, W, C, rows = geometry.H, geometry.W, geometry.C, geometry.rows
     limit = UNLIMITED if setting.max_clusters is None else setting.max_clusters
-    inside, iy, ix = _tap(geometry)
-    probe, match, pixel_word = _probe_phase(geometry), _match_phase(setting), _pixel_word(C)
-    pixel_tasks, row_tasks = -(-H * W // TASK_PIXELS), -(-rows // TASK_PIXELS)
+    probe, match, pixel_word = _probe_phase(geometry), match_words(setting), _pixel_word(C)
+    combine, listing = combine_pixels(geometry, setting), list_rows()
+    pixel_tasks = -(-H * W // TASK_PIXELS)
 
     @T.prim_func(private=True)
     def kernel(x: T.handle, ld: T.handle, rp: T.handle, st: T.handle):
@@ -203,61 +142,7 @@ def match_rows(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
                                 go[u] = 0
                         if nonzero[0] == 0:  # equal to padding
                             pixel_lead[u, image % G * (H * W) + p] = NO_PIXEL
-        for task in T.parallel(B * row_tasks):
-            word = T.alloc_buffer((1,), "int64", scope="local")
-            own = T.alloc_buffer((1,), "int32", scope="local")
-            image = T.meta_var(task // row_tasks)
-            u = T.meta_var(image // G)
-            if go[u] != 0:
-                for i in range(T.min(TASK_PIXELS, rows - task % row_tasks * TASK_PIXELS)):
-                    n = T.meta_var(task % row_tasks * TASK_PIXELS + i)
-                    word[0] = T.int64(0)
-                    own[0] = 0
-                    for t in range(taps):
-                        if inside(n, t):
-                            tap = T.meta_var(pixel_lead[u, image % G * (H * W) + iy(n, t) * W + ix(n, t)])
-                            word[0] = word[0] + mix(T.cast(tap, "int64") + 1, t)
-                            if tap == OWN:
-                                own[0] = 1
-                    row_words[u, image % G * rows + n] = word[0]
-                    lead[u, image % G * rows + n] = T.Select(own[0] != 0, T.int32(OWN), T.int32(NO_PIXEL))
-        match(row_words, lead, go, U, N, limit, leaders)
-        for task in T.parallel(B * row_tasks):
-            image = T.meta_var(task // row_tasks)
-            u = T.meta_var(image // G)
-            if go[u] != 0:
-                for i in range(T.min(TASK_PIXELS, rows - task % row_tasks * TASK_PIXELS)):
-                    n = T.meta_var(task % row_tasks * TASK_PIXELS + i)
-                    other = T.meta_var(lead[u, image % G * rows + n])
-                    if other >= 0:
-                        m = T.meta_var(other % rows)
-                        for t in range(taps):
-                            mine = T.meta_var(
-                                T.if_then_else(
-                                    inside(n, t),
-                                    pixel_lead[u, image % G * (H * W) + iy(n, t) * W + ix(n, t)],
-                                    NO_PIXEL,
-                                )
-                            )
-                            theirs = T.meta_var(
-                                T.if_then_else(
-                                    inside(m, t),
-                                    pixel_lead[u, other // rows * (H * W) + iy(m, t) * W + ix(m, t)],
-                                    NO_PIXEL,
-                                )
-                            )
-                            if mine != theirs:
-                                go[u] = 0
-        for u in T.parallel(U):
-            work = T.alloc_buffer((1,), "int32", scope="local")
-            work[0] = 0
-            for row in range(N):
-                if go[u] == 0 or lead[u, row] < 0:
-                    lead[u, row] = T.cast(row, "int32")
-                if lead[u, row] == T.cast(row, "int32"):
-                    reps[u, work[0]] = T.cast(row, "int32")
-                    work[0] = work[0] + 1
-            stats[u, 0] = T.Select(go[u] != 0, work[0], leaders[u])
-            stats[u, 1] = go[u]
+        combine(pixel_lead, lead, row_words, go, leaders, U, G, B, limit)
+        listing(lead, reps, stats, go, leaders, U, N)
 
     return kernel

@@ -36,12 +36,20 @@ class PaperTimes(Timings):
     Args:
         reuse: of a layer with reuse, before its bits; above 1 nothing pays.
         network: of the network with reuse; dense it takes 1 s.
+        network_at_least: what noise leaves certain of that; None: there is no noise.
         in_network: of a layer with reuse in whole runs; None: as alone.
     """
 
-    def __init__(self, reuse: float = 0.3, network: float = 0.6, in_network: float | None = None):
+    def __init__(
+        self,
+        reuse: float = 0.3,
+        network: float = 0.6,
+        in_network: float | None = None,
+        network_at_least: float | None = None,
+    ):
         super().__init__()
         self.reuse, self.network, self.in_network = reuse, network, in_network
+        self.network_at_least = network if network_at_least is None else network_at_least
 
     def get(self, key: str) -> float | None:
         known = super().get(key)
@@ -50,8 +58,8 @@ class PaperTimes(Timings):
         last = key.rsplit("|", 1)[-1]
         if last == "dense":
             return 1.0
-        if last.startswith("main "):
-            return self.network
+        if key.startswith("network|main "):
+            return self.network_at_least if last == "at least" else self.network
         if self.in_network is not None and "|in network|" in key:
             return self.in_network
         bits = int(last.split("-H")[1].split("-")[0])

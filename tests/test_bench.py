@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from bundles import REUSE, classifier, images, make_bundle
 
 from adr_tvm.bench import run as bench_module
 from adr_tvm.bench.results import BenchResult, engine_times, speedup
-from adr_tvm.bench.worker import _larger
+from adr_tvm.bench.worker import _larger, _take_turns
 from adr_tvm.cli.bench import main
 from adr_tvm.errors import ModelError
 from adr_tvm.jsonfile import read_json
@@ -44,17 +47,23 @@ def test_everything(files, tmp_path, capfd):
     out = tmp_path / "result.json"
     calib = files / "data.npz"
     against = "onnxruntime,onnxruntime-int8,dense"
-    more = ["--labels-name", "y", "--calib", calib, "--against", against, "--batch", "3", "--json", out, "--runs", "5"]
+    more = ["--labels-name", "y", "--calib", calib, "--against", against, "--batch", "3", "--json", out, "--runs", "10"]
     assert main(arguments(files, *more, data="data.npz")) == 0
     result = read_json(out, BenchResult, 1, ModelError)
     names = ["adr", "onnxruntime", "onnxruntime-int8", "dense"]
-    assert (result.model, result.batch, result.runs, result.metric, result.samples) == ("out.onnx", 3, 5, "top1", COUNT)
+    assert (result.model, result.batch, result.runs, result.metric, result.samples) == (
+        "out.onnx",
+        3,
+        10,
+        "top1",
+        COUNT,
+    )
     assert {"adr_tvm", "tvm", "onnxruntime", "python"} <= set(result.versions)
     assert result.processor
     assert [at.threads for at in result.times] == [1]
     for engine, name in zip(result.times[0].engines, names, strict=True):
         assert engine.engine == name
-        assert len(engine.times_ms) == 5
+        assert len(engine.times_ms) == 10
         assert engine.median_ms == pytest.approx(np.median(engine.times_ms))
         assert (engine.speedup is None) == (name == "adr")
         if engine.speedup:
@@ -167,11 +176,27 @@ def test_help_is_fast():
     assert time.monotonic() - start < 5  # 0.15 s alone; the test machine may be busy
 
 
+def test_no_engine_gains_by_its_place(monkeypatch):
+    """Each timed run comes right after an untimed one of the same engine, at each place equally often."""
+    calls, clock = [], itertools.count(step=0.002)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(time, "sleep", lambda _: calls.append("pause"))
+    engines = {name: lambda feed, name=name: calls.append((name, feed["x"][0])) for name in ("adr", "dense", "other")}
+    feeds = [{"x": np.array([index])} for index in range(2)] + [{"x": np.zeros(3)}]  # the last fills no batch
+    times = _take_turns(engines, feeds, mock.Mock(batch=1, runs=12, threads=1))
+    assert {name: len(each) for name, each in times.items()} == dict.fromkeys(engines, 12)
+    turns = [list(run) for paused, run in itertools.groupby(calls, lambda call: call == "pause") if not paused]
+    assert len(turns) == 36 and all(len(turn) >= 2 and len(set(turn)) == 1 for turn in turns)
+    assert [turn[0][1] for turn in turns] == [0, 0, 0, 1, 1, 1] * 6
+    for place in range(3):
+        assert Counter(turn[0][0] for turn in turns[place::3]) == dict.fromkeys(engines, 4)
+
+
 def test_speedup_resamples_rounds():
-    ours = [1.0, 10.0, 1.0, 10.0, 1.0, 10.0, 1.0]  # the rounds differ by far more than the engines
+    ours = [1.0, 10.0] * 5 + [1.0]  # the rounds differ by far more than the engines
     found = speedup([2 * time for time in ours], ours)
     assert found.low == found.ratio == found.high == 2
-    assert speedup([3.0, 3.0], [1.0, 1.0]).low is None
+    assert speedup([3.0] * 9, [1.0] * 9).low is None
     assert [each.speedup is None for each in engine_times({"adr": ours, "dense": ours})] == [True, False]
 
 

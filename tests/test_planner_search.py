@@ -217,6 +217,13 @@ def test_the_network_is_slower_after_all(net):
     assert "main" not in [c.setting for layer in outcome.result.layers for c in layer.candidates]
 
 
+def test_the_network_may_be_slower(net):
+    """Noise around a median above the dense time reverts nothing."""
+    outcome = net.search(images(64), PaperTimes(network=1.02, network_at_least=0.97), max_drop=0.5, **NARROW)
+    assert set(outcome.plan.reused) == {"conv1", "conv2"}
+    assert outcome.result.speedup == pytest.approx(1 / 1.02)
+
+
 def test_rules(net):
     outcome = net.search(images(64), PaperTimes(), rules=CandidateRules(skip=["conv1"]), max_drop=0.5, **NARROW)
     assert set(outcome.plan.reused) == {"conv2"} and "--skip conv1" in reasons(outcome)["conv1"]

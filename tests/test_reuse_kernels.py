@@ -272,6 +272,7 @@ def test_clause_8_row_runs_dense_when_hashes_collide(C, kernel, weak):
     x[0, 2, 3], x[0, 4, 1] = 1, 2
     with (
         mock.patch("adr_tvm.schedules.match_rows.mix", weak),
+        mock.patch("adr_tvm.schedules.combine_rows.mix", weak),
         mock.patch("adr_tvm.passes.lowering.match_rows", match_rows_module.match_rows.__wrapped__),
     ):
         result = run(layer, tensors, x)

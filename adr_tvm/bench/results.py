@@ -11,7 +11,7 @@ import numpy as np
 FORMAT_VERSION = 1
 OURS = "adr"
 RESAMPLES = 2000
-LEAST_FOR_INTERVAL = 5
+LEAST_FOR_INTERVAL = 10  # medians of fewer resampled rounds take too few values
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Speedup:
 
     Attributes:
         ratio: of the medians, theirs / ours.
-        low, high: 95 % bootstrap interval over the rounds; None below 5 rounds.
+        low, high: 95 % bootstrap interval over the rounds; None below 10 rounds.
     """
 
     ratio: float

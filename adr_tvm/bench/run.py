@@ -71,7 +71,7 @@ class BenchOptions:
     against: Sequence[str] = ("onnxruntime", "dense")
     threads: Sequence[int] = ()
     batch: int | None = None
-    runs: int = 30
+    runs: int = 36  # whole cycles of orders of 2, 3 or 4 engines
     metric: str = "auto"
     verbosity: int = 0
 

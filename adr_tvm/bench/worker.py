@@ -1,7 +1,14 @@
 """One process of ``adr-bench``, for one number of threads: ``python -m adr_tvm.bench.worker JOB.json ANSWER.json``.
 
-A number of threads is for the life of a process. All engines take turns, A B C A B C: what changes over time (other
-load, clock frequency) hits all alike. A pause before each run lets the threads of the engine before stop spinning.
+A number of threads is for the life of a process. All engines take turns, a run each in every round, so that what
+changes over time (other load, clock frequency) hits all alike. That no engine gains by its place:
+
+- a pause comes before each turn, in which the threads of the engine before stop spinning (ONNX Runtime's spin on for
+  about 30 ms after a run, and what runs beside them is slowed down);
+- each turn starts with untimed runs of its own engine, so that all are timed with caches, clock and threads as they
+  leave them themselves, as in a program that runs nothing else;
+- the order changes from round to round, so that each engine stands at each place and behind each of the others
+  equally often (`adr_tvm.timing.fair_orders`).
 """
 
 from __future__ import annotations
@@ -11,6 +18,7 @@ import sys
 import time
 import traceback
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +31,7 @@ from adr_tvm.cli.process import Interrupts, native_stderr
 from adr_tvm.errors import AdrError, UsageError
 from adr_tvm.jsonfile import read_json, write_json
 from adr_tvm.progress import progress, set_verbosity, wants_traceback
+from adr_tvm.timing import fair_orders, warm_up
 
 if TYPE_CHECKING:
     from adr_tvm.bench.onnxruntime_engine import Feed, Run
@@ -30,7 +39,6 @@ if TYPE_CHECKING:
     from adr_tvm.deploy.runtime import ReuseModel
     from adr_tvm.metrics.metrics import Metric
 
-WARM_UP = 3
 PAUSE_SECONDS = 0.05
 MAX_BATCHES = 8
 REFERENCE = "onnxruntime"
@@ -43,7 +51,7 @@ class Job:
     Attributes:
         bundle, model, samples: paths.
         labels_name: in ``samples``.
-        engines: names, in the order they take turns.
+        engines: names, in the order of the answer.
         int8_model: for ``onnxruntime-int8``.
         threads, batch, runs: numbers.
         metric: None: times only.
@@ -120,16 +128,16 @@ def _ours(model: ReuseModel, entry: str) -> Run:
 def _take_turns(engines: dict[str, Run], feeds: list[Feed], job: Job) -> dict[str, list[float]]:
     full = [feed for feed in feeds if len(next(iter(feed.values()))) == job.batch]
     times: dict[str, list[float]] = {name: [] for name in engines}
-    for run in engines.values():
-        for _ in range(WARM_UP):
-            run(full[0])
+    orders = fair_orders(list(engines))
     with progress(f"measuring, threads: {job.threads}", job.runs) as step:
         for index in range(job.runs):
             feed = full[index % len(full)]
-            for name, run in engines.items():
+            for name in orders[index % len(orders)]:
                 time.sleep(PAUSE_SECONDS)
+                run = partial(engines[name], feed)
+                warm_up(run)
                 start = time.perf_counter()
-                run(feed)
+                run()
                 times[name].append((time.perf_counter() - start) * 1e3)
             step.advance()
     return times

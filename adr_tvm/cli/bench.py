@@ -33,9 +33,11 @@ What it is compared with:
 ONNX Runtime has as many intra-op threads as the bundle and its defaults
 otherwise, so its threads spin for a while after a run.
 
-All take turns, run by run, after a warm-up and with a pause of 50 ms before each
-run; ratios are of medians, with a 95 % bootstrap interval over the rounds. Each
-number of threads is measured in a process of its own.
+All take turns, a timed run each in every round, each turn after a pause of 50 ms
+and untimed runs of the same engine; the order changes from round to round, so
+that none gains by its place. Ratios are of medians, with a 95 % bootstrap
+interval over the rounds (from 10 on). Each number of threads is measured in a
+process of its own.
 
 The speedup is that of the bundle over the engine in the row; rel. diff is the
 largest difference from ONNX Runtime in fp32 over the largest output.
@@ -78,7 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--threads", metavar="N,...", type=_numbers, help="numbers of threads (default: all cores)")
     parser.add_argument("--batch", metavar="N", type=int, help="images of a run (default: the model's, or 1)")
-    parser.add_argument("--runs", metavar="N", type=int, help="timed runs of each (default: 30)")
+    parser.add_argument("--runs", metavar="N", type=int, help="timed runs of each (default: 36)")
     parser.add_argument("--metric", metavar="NAME", help="auto, top1, agreement, nmse or psnr (default: auto)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write every number to FILE")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")

@@ -13,6 +13,7 @@ from adr_tvm.planner.layer_kernel import LayerKernel
 from adr_tvm.planner.network import PlanningNetwork, seconds
 from adr_tvm.report.results import Timings
 from adr_tvm.settings import ReuseSetting
+from adr_tvm.timing import fair_orders
 
 REPEATS = 7
 GUARD_SHARE = 0.95  # of the dense time: where the guard stops a layer
@@ -69,7 +70,8 @@ def time_in_place(
     inputs: Mapping[str, np.ndarray],
     timings: Timings,
 ) -> dict[str, tuple[float, float]]:
-    """(dense, reuse) median seconds of each chosen layer in whole runs of the network: all dense, all chosen, in turn.
+    """(dense, reuse) median seconds of each chosen layer in whole runs of the network: all dense, all chosen, in
+    alternating order.
 
     Unlike in `time_kernels`, each kernel runs once per network run, with the caches as the layer before leaves them.
     """
@@ -80,8 +82,9 @@ def time_in_place(
             {layer: _Timed(network.dense[layer], samples[keys[layer][0]]) for layer in chosen},
             {layer: _Timed(kernel, samples[keys[layer][1]]) for layer, kernel in chosen.items()},
         ]
-        for _ in range(REPEATS + 1):
-            for kernels in timed:
+        orders = fair_orders(timed)
+        for index in range(REPEATS + 1):
+            for kernels in orders[index % len(orders)]:
                 with network.using(kernels):  # type: ignore[arg-type]
                     network.run(inputs)
         for key, values in samples.items():

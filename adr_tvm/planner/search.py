@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax
 from tvm.target import Target
 
 from adr_tvm.build import build_plan
@@ -23,8 +19,7 @@ from adr_tvm.planner.findings import Findings, plan_of
 from adr_tvm.planner.given_plan import given_findings
 from adr_tvm.planner.layer_search import LayerSearch
 from adr_tvm.planner.lossless import lossless_findings
-from adr_tvm.planner.measure import REPEATS
-from adr_tvm.planner.network import seconds
+from adr_tvm.planner.network_time import time_network
 from adr_tvm.planner.options import SearchOptions
 from adr_tvm.planner.summary import network_result
 from adr_tvm.progress import progress
@@ -115,69 +110,23 @@ def _finish(
     timings: Timings,
     given: ReusePlan | None = None,
 ) -> Outcome:
-    """Build, time the whole network, revert everything if it is slower after all, and sum up."""
+    """Build, time the whole network, revert everything if it is certainly slower after all, and sum up."""
     budget = options.budget(metric)
     with progress("building the library", None) as step:
         plan = given or plan_of(findings, checked, str(target.kind.name), metric, budget, options.seed)
         executable = build_plan(mod, plan, target)
         step.advance(1)
-    times = _time_network(executable, checked, batch, plan, options.seed, timings)
+    times = time_network(executable, checked, batch, plan, options.seed, timings)
     bar = NOT_SLOWER_UNSEEN if batch is None else NOT_SLOWER
-    if given is None and plan.reused and times["main"] > bar * times["dense"]:
-        ratio = times["main"] / times["dense"]
+    if given is None and plan.reused and times.slower(bar):
+        ratio = times.main / times.dense
         for layer in findings.chosen:
             findings.reasons[layer] = f"reverted: the whole network measured {ratio:.2f}x its dense time"
         findings = dataclasses.replace(findings, chosen={})
         plan = plan_of(findings, checked, str(target.kind.name), metric, budget, options.seed)
         executable = build_plan(mod, plan, target)
-        times["main"] = times["dense"]
+        times = dataclasses.replace(times, main=times.dense, main_at_least=times.dense)
     images = 1 if batch is None else len(next(iter(batch.values())))
     findings.notes.append(f"Times are of one run on a batch of {images}.")
     result = network_result(findings, plan, checked, target, metric, options, times)
     return Outcome(plan, result, timings, executable)
-
-
-def _time_network(
-    executable: tvm.runtime.Executable,
-    checked: CheckedModel,
-    batch: Mapping[str, np.ndarray] | None,
-    plan: ReusePlan,
-    seed: int,
-    timings: Timings,
-) -> dict[str, float]:
-    """Median seconds of a run of the whole network, by entry, in turn on the same batch."""
-    keys = {"dense": "network|dense"}
-    if plan.reused:
-        settings = "\n".join(f"{layer} {setting}" for layer, setting in plan.reused.items())
-        keys = {"main": f"network|main {hashlib.sha256(settings.encode()).hexdigest()[:12]}", **keys}
-    if any(timings.get(key) is None for key in keys.values()):
-        arrays = [
-            tvm.runtime.tensor(random_input(spec, seed) if batch is None else batch[spec.name])
-            for spec in checked.inputs
-        ]
-        machine = relax.VirtualMachine(executable, tvm.cpu())
-        samples: dict[str, list[float]] = {entry: [] for entry in keys}
-        for _ in range(REPEATS + 1):
-            for entry in keys:
-                samples[entry].append(seconds(_Run(machine[entry]), arrays))
-        for entry, key in keys.items():
-            if timings.get(key) is None:
-                timings.put(key, statistics.median(samples[entry][1:]))
-    times = {entry: timings.get(key) or 0.0 for entry, key in keys.items()}
-    return {"main": times["dense"], **times}
-
-
-class _Run:
-    """An entry of the library as a function of a list of inputs."""
-
-    def __init__(self, entry: Any):
-        self.entry = entry
-
-    def __call__(self, inputs: list[Any]) -> Any:
-        return self.entry(*inputs)
-
-
-def random_input(spec: Any, seed: int) -> np.ndarray:
-    """A seeded sample batch of one for an input of the network."""
-    shape = [1 if isinstance(d, str) else d for d in spec.shape]
-    return np.random.default_rng(seed).standard_normal(shape).astype(spec.dtype)

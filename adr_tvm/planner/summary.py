@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 
 from tvm.target import Target
 
@@ -15,6 +14,7 @@ from adr_tvm.plan import ReusePlan
 from adr_tvm.planner.choose import pareto
 from adr_tvm.planner.cost import reuse_macs
 from adr_tvm.planner.findings import Findings, Measured
+from adr_tvm.planner.network_time import NetworkTimes
 from adr_tvm.planner.options import SearchOptions
 from adr_tvm.report.results import Candidate as Tried
 from adr_tvm.report.results import LayerResult, NetworkResult
@@ -27,12 +27,12 @@ def network_result(
     target: Target,
     metric: str,
     options: SearchOptions,
-    times: Mapping[str, float],
+    times: NetworkTimes,
 ) -> NetworkResult:
     """Everything the report shows.
 
     Args:
-        times: seconds of one run of the network, ``main`` and ``dense``.
+        times: of one run of the network.
     """
     lossy = any(s is not None and not s.lossless for s in plan.reused.values())
     notes = list(findings.notes)
@@ -57,8 +57,8 @@ def network_result(
         bound=None if measured is None or not lossy else measured.bound(),
         n_images=0 if measured is None else measured.images,
         images_needed=findings.images_needed,
-        dense_ms=times["dense"] * 1e3,
-        reuse_ms=times["main"] * 1e3,
+        dense_ms=times.dense * 1e3,
+        reuse_ms=times.main * 1e3,
         layers=[_layer_result(c, findings, plan) for c in findings.candidates],
         notes=notes,
     )

@@ -1,0 +1,101 @@
+"""Time of a run of the whole compiled network: with reuse, dense, and whether reuse is slower beyond the noise."""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from adr_tvm.frontend.onnx_model import CheckedModel
+from adr_tvm.plan import ReusePlan
+from adr_tvm.report.results import Timings
+from adr_tvm.timing import fair_orders, median_at_least, warm_up
+
+LEAST_ROUNDS, MOST_ROUNDS = 11, 31
+ROUNDS_SECONDS = 1.0  # after which the least rounds are enough
+
+
+@dataclass(frozen=True)
+class NetworkTimes:
+    """Seconds of a run of the whole network.
+
+    Attributes:
+        dense: median without reuse.
+        main: as compiled; ``dense`` times the median ratio of a run with reuse to the dense run beside it.
+        main_at_least: what ``main`` truly is at least, with 95 % confidence.
+    """
+
+    dense: float
+    main: float
+    main_at_least: float
+
+    def slower(self, bar: float) -> bool:
+        """Whether it is certain that the network as compiled takes more than ``bar`` times its dense time."""
+        return self.main_at_least > bar * self.dense
+
+
+def time_network(
+    executable: tvm.runtime.Executable,
+    checked: CheckedModel,
+    batch: Mapping[str, np.ndarray] | None,
+    plan: ReusePlan,
+    seed: int,
+    timings: Timings,
+) -> NetworkTimes:
+    """Time the entries ``main`` and ``dense`` of a library, A B, B A, A B, ..., on a batch (None: random numbers).
+
+    Times already in ``timings`` are taken from there; new ones are put there.
+    """
+    dense_key = "network|dense"
+    settings = "\n".join(f"{layer} {setting}" for layer, setting in plan.reused.items())
+    main_key = f"network|main {hashlib.sha256(settings.encode()).hexdigest()[:12]}"
+    keys = [dense_key, *([main_key, f"{main_key}|at least"] if plan.reused else [])]
+    if any(timings.get(key) is None for key in keys):
+        machine = relax.VirtualMachine(executable, tvm.cpu())
+        inputs = [
+            tvm.runtime.tensor(_random_input(spec, seed) if batch is None else batch[spec.name])
+            for spec in checked.inputs
+        ]
+        entries = ["main", "dense"] if plan.reused else ["dense"]
+        samples = _in_turn({entry: partial(machine[entry], *inputs) for entry in entries})
+        dense = timings.get(dense_key) or statistics.median(samples["dense"])
+        found = [dense]
+        if plan.reused:
+            ratios = [a / b for a, b in zip(samples["main"], samples["dense"], strict=True)]
+            found += [dense * statistics.median(ratios), dense * median_at_least(ratios)]
+        for key, value in zip(keys, found, strict=True):
+            if timings.get(key) is None:
+                timings.put(key, value)
+    times = [timings.get(key) or 0.0 for key in keys]
+    return NetworkTimes(*times) if plan.reused else NetworkTimes(*times * 3)
+
+
+def _in_turn(runs: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """Seconds of runs by name; the n-th of all names are neighbours in time."""
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    orders = fair_orders(list(runs))
+    for run in runs.values():
+        warm_up(run)
+    begin = time.perf_counter()
+    for index in range(MOST_ROUNDS):
+        if index >= LEAST_ROUNDS and time.perf_counter() - begin > ROUNDS_SECONDS:
+            break
+        for name in orders[index % len(orders)]:
+            start = time.perf_counter()
+            runs[name]()
+            samples[name].append(time.perf_counter() - start)
+    return samples
+
+
+def _random_input(spec: Any, seed: int) -> np.ndarray:
+    """A seeded sample batch of one for an input of the network."""
+    shape = [1 if isinstance(d, str) else d for d in spec.shape]
+    return np.random.default_rng(seed).standard_normal(shape).astype(spec.dtype)
