@@ -88,12 +88,12 @@ def train(data: Cifar10, args: argparse.Namespace) -> dict[str, np.ndarray]:
     Raises:
         ValueError: there is less than one batch to train on.
     """
-    import torch
-
     images, labels = data.without_held_out()
     if len(images) < args.batch:
         total, spare = len(data.x_train), len(data.x_train) - len(images)
         raise ValueError(f"{total} training images, {spare} held out: less than a batch of {args.batch}")
+    import torch
+
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     weights = {name: torch.from_numpy(array) for name, array in initial_weights(args.seed).items()}

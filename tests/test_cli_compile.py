@@ -156,7 +156,7 @@ def test_dump_ir(folder, tmp_path, capsys):
     for _ in range(2):
         assert run(capsys, folder / "net.onnx", "--dry-run", "--dump-ir", dump)[0] == 0
         names = sorted(path.name for path in dump.iterdir())
-        assert names[0] == "00-FoldBatchNorm.py" and names[-2:] == ["05-MarkCandidates.py", "mine.py"]
+        assert names[0] == "00-FoldBatchNorm.py" and names[-2].endswith("-MarkCandidates.py") and names[-1] == "mine.py"
     assert run(capsys, folder / "net.onnx", "--dump-ir", dump, "-o", tmp_path / "o", "--lossless", "-q")[0] == 0
     names = [path.name.partition("-")[2] for path in sorted(dump.iterdir())]
     assert {"AdaptiveDeepReuse.py", "LowerOperators.py", "VMShapeLower.py"} <= set(names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from adr_tvm.frontend.onnx_model import CheckedModel
@@ -21,7 +22,7 @@ class Measured:
 
     Attributes:
         short: setting, planes, prediction.
-        kernel: compiled, with the guard's limit.
+        kernel: compiled, without the guard; None where layers are not measured one by one.
         dense, reuse: seconds of a batch inside the network.
         clusters: of one image (``batch`` scope: on average).
         nmse: of the layer's output.
@@ -29,7 +30,7 @@ class Measured:
     """
 
     short: Shortlisted
-    kernel: LayerKernel
+    kernel: LayerKernel | None
     dense: float
     reuse: float
     clusters: float
@@ -40,6 +41,11 @@ class Measured:
     def worth(self) -> bool:
         """Whether the layer is enough faster."""
         return self.reuse <= WORTH * self.dense
+
+
+def kernels_of(measured: Mapping[str, Measured]) -> dict[str, LayerKernel]:
+    """Kernels by layer."""
+    return {layer: m.kernel for layer, m in measured.items() if m.kernel is not None}
 
 
 @dataclass
@@ -66,7 +72,7 @@ def plan_of(findings: Findings, checked: CheckedModel, target: str, metric: str,
             continue
         gain = f"{m.dense / m.reuse:.2f}x faster inside the network, r_c {m.short.r_c:.3f}"
         if m.short.predicted == 0:
-            gain = "lossless: costs next to nothing where nothing repeats"
+            gain = "lossless: rows with equal bits share a product"
         layers[c.layer] = LayerPlan(c.layer, "reuse", m.short.setting, gain)
         if m.short.planes is not None:
             planes[c.layer] = m.short.planes

@@ -23,7 +23,7 @@ from adr_tvm.passes.mark_candidates import Candidate, CandidateRules, find_candi
 from adr_tvm.planner.accuracy import DenseOutputs, OutputMetric, new_metric, output_errors
 from adr_tvm.planner.choose import Option, nested_plans
 from adr_tvm.planner.cost import CostModel
-from adr_tvm.planner.findings import Findings, Measured
+from adr_tvm.planner.findings import Findings, Measured, kernels_of
 from adr_tvm.planner.layer_kernel import LayerKernel
 from adr_tvm.planner.measure import cluster_limit, count_clusters, setting_key, time_in_place, time_kernels
 from adr_tvm.planner.network import PlanningNetwork
@@ -174,7 +174,9 @@ class LayerSearch:
                 if m.short.setting.lossless:
                     m.error = 0.0
                 elif self.time.left(f"weigh {layer}|{setting_key(m.short.setting)}", WEIGHED_BY) > 0:
-                    _, m.error = output_errors(self.network, {layer: m.kernel}, data, new_metric(self.metric, data))
+                    _, m.error = output_errors(
+                        self.network, kernels_of({layer: m}), data, new_metric(self.metric, data)
+                    )
                 step.advance(1, layer)
 
     def _choose(self) -> None:
@@ -243,7 +245,7 @@ class LayerSearch:
 
     def _drop(self, chosen: Mapping[str, Measured], data: DenseOutputs) -> OutputMetric:
         """The metric of the network with some layers reused."""
-        kernels = {layer: m.kernel for layer, m in chosen.items()}
+        kernels = kernels_of(chosen)
         return output_errors(self.network, kernels, data, new_metric(self.metric, data))[0]
 
     def _measured_of(self, plan: Mapping[str, Option]) -> dict[str, Measured]:
@@ -254,7 +256,7 @@ class LayerSearch:
 
     def _in_network(self, chosen: Mapping[str, Measured]) -> dict[str, Measured]:
         """Chosen layers with their times in whole runs of the network; notes why a layer does not pay there."""
-        kernels = {layer: m.kernel for layer, m in chosen.items()}
+        kernels = kernels_of(chosen)
         timed = {}
         for layer, (dense, reuse) in time_in_place(self.network, kernels, self.batch, self.timings).items():
             timed[layer] = dataclasses.replace(chosen[layer], dense=dense, reuse=reuse)

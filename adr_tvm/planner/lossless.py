@@ -1,96 +1,73 @@
-"""Lossless reuse without calibration data: a layer is taken where looking for repetition costs next to nothing."""
+"""Lossless reuse as a whole: every layer with enough rows matches bit-identical rows.
+
+Ids are found once, at the input, and carried (``passes/carried_ids.py``), so layers cannot be judged one by one: alone,
+each would pay for a search that in the network only the first pays for. The whole network is timed instead, and
+reverted if it is slower.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import tvm
-from tvm.target import Target
+from tvm import relax
 
+from adr_tvm.frontend.onnx_model import CheckedModel
+from adr_tvm.passes.expose_counts import ENTRY
 from adr_tvm.passes.mark_candidates import Candidate, CandidateRules, find_candidates
+from adr_tvm.plan import ReusePlan
 from adr_tvm.planner.findings import Findings, Measured
-from adr_tvm.planner.layer_kernel import LayerKernel
-from adr_tvm.planner.measure import REPEATS, setting_key
-from adr_tvm.planner.network import seconds
+from adr_tvm.planner.options import SearchOptions
 from adr_tvm.planner.shortlist import Shortlisted
-from adr_tvm.progress import progress
-from adr_tvm.report.results import Timings
 from adr_tvm.settings import ReuseSetting
 
-MOST_OVERHEAD = 0.02  # of the dense time, on data that never repeat
 REUSED_ROWS = 0.85  # share of distinct rows above which a unit runs dense
 FEWEST_ROWS = 64  # rows of a unit below which repetition is not worth looking for
 
 
-@dataclass(frozen=True)
-class Probe:
-    """What looking for repetition costs a layer: seconds dense, and with a probe that finds nothing."""
-
-    setting: ReuseSetting
-    dense: float
-    probed: float
-
-    @property
-    def cheap(self) -> bool:
-        """Whether the layer may be rewritten without knowing its data."""
-        return self.probed <= (1 + MOST_OVERHEAD) * self.dense
-
-
-def lossless_setting(candidate: Candidate) -> ReuseSetting:
-    """`exact` rows of one image, dense where hardly any repeat."""
+def lossless_setting(candidate: Candidate, scope: str = "image") -> ReuseSetting:
+    """`exact` rows; an image runs dense where hardly any of its rows repeat."""
     assert candidate.geometry is not None
-    limit = int(REUSED_ROWS * candidate.geometry.rows)
-    return ReuseSetting(granularity="row", hash="exact", L=1, H=1, scope="image", max_clusters=limit)
+    limit = int(REUSED_ROWS * candidate.geometry.rows) if scope == "image" else None
+    return ReuseSetting("row", L=1, H=1, hash="exact", scope=scope, max_clusters=limit)  # type: ignore[arg-type]
 
 
-def probe_costs(candidates: Sequence[Candidate], target: Target, seed: int, timings: Timings) -> dict[str, Probe]:
-    """The cost of the probe on seeded random data, which never repeat, for each layer with enough rows."""
-    costs: dict[str, Probe] = {}
-    rng = np.random.default_rng(seed)
-    with progress("measuring what lossless reuse costs", len(candidates)) as step:
-        for c in candidates:
-            step.advance(1, c.layer)
-            if c.geometry is None or c.geometry.rows < FEWEST_ROWS:
-                continue
-            setting = lossless_setting(c)
-            keys = [f"{c.layer}|random|{name}" for name in ("dense", setting_key(setting))]
-            if any(timings.get(key) is None for key in keys):
-                kernels = [LayerKernel(c.call, target), LayerKernel(c.call, target, setting)]
-                shape = [int(d) if isinstance(d, tvm.tirx.IntImm) else 1 for d in c.call.args[0].ty.shape]
-                x = tvm.runtime.tensor(rng.standard_normal(shape).astype(np.float32))
-                samples: list[list[float]] = [[], []]
-                for _ in range(REPEATS + 1):
-                    for kernel, sample in zip(kernels, samples, strict=True):
-                        sample.append(seconds(kernel, x))
-                for key, sample in zip(keys, samples, strict=True):
-                    timings.put(key, float(np.median(sample[1:])))
-            dense, probed = (timings.get(key) or 0.0 for key in keys)
-            costs[c.layer] = Probe(setting, dense, probed)
-    return costs
-
-
-def lossless_findings(
-    mod: tvm.IRModule, rules: CandidateRules, target: Target, seed: int, timings: Timings
-) -> Findings:
-    """Without calibration data: `exact` rows wherever looking for repetition costs next to nothing."""
+def lossless_findings(mod: tvm.IRModule, rules: CandidateRules, options: SearchOptions) -> Findings:
+    """Every layer that may match rows does."""
     candidates = find_candidates(mod["main"], "main", rules)
     findings = Findings(candidates, {c.layer: c.reason for c in candidates if c.reason})
-    probes = probe_costs([c for c in candidates if not c.reason], target, seed, timings)
     for c in candidates:
         if c.reason:
             continue
-        probe = probes.get(c.layer)
-        if probe is None:
-            findings.reasons[c.layer] = "too few rows in an image for repetition to pay"
-        elif not probe.cheap:
-            findings.reasons[c.layer] = (
-                f"looking for repetition would cost up to {probe.probed / probe.dense - 1:.0%}, more than "
-                f"{MOST_OVERHEAD:.0%} (calibration data would show whether it pays)"
-            )
-        else:
-            kernel = LayerKernel(c.call, target, probe.setting)
-            short = Shortlisted(probe.setting, None, 1.0, 0.0, 0.0)
-            findings.chosen[c.layer] = Measured(short, kernel, probe.dense, probe.probed, 0.0, 0.0, 0.0)
+        assert c.geometry is not None
+        if c.geometry.rows < FEWEST_ROWS and options.scope != "batch":
+            findings.reasons[c.layer] = f"{c.geometry.rows} rows in an image are too few for repetition to pay"
+            continue
+        short = Shortlisted(lossless_setting(c, options.scope or "image"), None, math.nan, 0.0, 0.0)
+        findings.chosen[c.layer] = Measured(short, None, math.nan, math.nan, math.nan, 0.0, 0.0)
     return findings
+
+
+def with_counts(
+    findings: Findings,
+    executable: tvm.runtime.Executable,
+    checked: CheckedModel,
+    plan: ReusePlan,
+    batch: Mapping[str, np.ndarray],
+) -> Findings:
+    """The findings with the clusters that each layer counts on a batch."""
+    inputs = [tvm.runtime.tensor(batch[spec.name]) for spec in checked.inputs]
+    counts = relax.VirtualMachine(executable, tvm.cpu())[ENTRY](*inputs)[1]
+    rows = {c.layer: c.geometry.rows for c in findings.candidates if c.geometry is not None}
+    images = len(next(iter(batch.values())))
+    chosen: dict[str, Measured] = {}
+    for layer, stats in zip(plan.reused, counts, strict=True):
+        m, found = findings.chosen[layer], stats.numpy().astype(np.float64)
+        unit = rows[layer] * (images if m.short.setting.scope == "batch" else 1)
+        clusters = float(np.where(found[:, 1] != 0, found[:, 0], unit).mean())
+        per_image = clusters * rows[layer] / unit
+        chosen[layer] = replace(m, short=replace(m.short, r_c=clusters / unit), clusters=per_image)
+    return replace(findings, chosen=chosen)

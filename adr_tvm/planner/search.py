@@ -15,10 +15,10 @@ from adr_tvm.data.calibration import CalibrationSet
 from adr_tvm.frontend.onnx_model import CheckedModel
 from adr_tvm.passes.mark_candidates import CandidateRules
 from adr_tvm.plan import ReusePlan
-from adr_tvm.planner.findings import Findings, plan_of
+from adr_tvm.planner.findings import WORTH, Findings, plan_of
 from adr_tvm.planner.given_plan import given_findings
 from adr_tvm.planner.layer_search import LayerSearch
-from adr_tvm.planner.lossless import lossless_findings
+from adr_tvm.planner.lossless import lossless_findings, with_counts
 from adr_tvm.planner.network_time import time_network
 from adr_tvm.planner.options import SearchOptions
 from adr_tvm.planner.summary import network_result
@@ -61,7 +61,8 @@ def search(
         mod: canonical module.
         checked: the model it came from.
         rules: layers the user allows.
-        calibration: samples to plan and verify with; None leaves only lossless reuse, whose cost is measured.
+        calibration: samples to plan and verify with. None leaves lossless reuse only, taken unless the network is
+            slower with it on data that never repeat.
         target: what to compile for; times are taken on this machine.
         options: the user's wishes.
         timings: times of an earlier search, which make this one repeatable.
@@ -70,9 +71,10 @@ def search(
         DataError: the metric does not fit the network or the data.
     """
     timings = Timings() if timings is None else timings
-    if calibration is None:
-        findings = lossless_findings(mod, rules, target, options.seed, timings)
-        return _finish(mod, checked, findings, "none", None, target, options, timings)
+    if calibration is None or options.lossless:
+        findings = lossless_findings(mod, rules, options)
+        batch = None if calibration is None else next(iter(calibration))[0]
+        return _finish(mod, checked, findings, "none", batch, target, options, timings)
     found = LayerSearch(mod, checked, rules, calibration, target, options, timings)
     findings = found.run()
     return _finish(mod, checked, findings, found.metric, found.batch, target, options, timings)
@@ -118,7 +120,8 @@ def _finish(
         step.advance(1)
     times = time_network(executable, checked, batch, plan, options.seed, timings)
     bar = NOT_SLOWER_UNSEEN if batch is None else NOT_SLOWER
-    if given is None and plan.reused and times.slower(bar):
+    pointless = options.lossless and batch is not None and times.main > WORTH * times.dense
+    if given is None and plan.reused and (times.slower(bar) or pointless):
         ratio = times.main / times.dense
         for layer in findings.chosen:
             findings.reasons[layer] = f"reverted: the whole network measured {ratio:.2f}x its dense time"
@@ -126,6 +129,8 @@ def _finish(
         plan = plan_of(findings, checked, str(target.kind.name), metric, budget, options.seed)
         executable = build_plan(mod, plan, target)
         times = dataclasses.replace(times, main=times.dense, main_at_least=times.dense)
+    if given is None and options.lossless and plan.reused and batch is not None:
+        findings = with_counts(findings, executable, checked, plan, batch)
     images = 1 if batch is None else len(next(iter(batch.values())))
     findings.notes.append(f"Times are of one run on a batch of {images}.")
     result = network_result(findings, plan, checked, target, metric, options, times)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 from tvm.target import Target
@@ -64,11 +65,17 @@ def network_result(
     )
 
 
+def _measured(value: float) -> float | None:
+    """None for NaN, which stands for what was not measured."""
+    return None if math.isnan(value) else value
+
+
 def _layer_result(c: Candidate, findings: Findings, plan: ReusePlan) -> LayerResult:
     g, described, chosen = c.geometry, describe(c), findings.chosen.get(c.layer)
     tried = findings.measured.get(c.layer, [])
     decided = plan.layers.get(c.layer)
     first = chosen or (tried[0] if tried else None)
+    r_c = None if chosen is None else _measured(chosen.short.r_c)
     return LayerResult(
         layer=c.layer,
         op=c.kind,
@@ -77,13 +84,13 @@ def _layer_result(c: Candidate, findings: Findings, plan: ReusePlan) -> LayerRes
         setting=chosen.short.setting if chosen is not None else None,
         reason=decided.reason if decided is not None else findings.reasons.get(c.layer, "dense"),
         macs_dense=described.macs,
-        macs_reuse=None if g is None or chosen is None else reuse_macs(g, chosen.short.setting, chosen.short.r_c),
-        time_dense_ms=None if first is None else first.dense * 1e3,
-        time_reuse_ms=None if chosen is None else chosen.reuse * 1e3,
-        predicted_ms=None if chosen is None else chosen.short.predicted * 1e3,
-        clusters=None if chosen is None else chosen.clusters,
+        macs_reuse=None if g is None or r_c is None or chosen is None else reuse_macs(g, chosen.short.setting, r_c),
+        time_dense_ms=None if first is None else _measured(first.dense * 1e3),
+        time_reuse_ms=None if chosen is None else _measured(chosen.reuse * 1e3),
+        predicted_ms=None if chosen is None or not chosen.short.predicted else chosen.short.predicted * 1e3,
+        clusters=None if chosen is None else _measured(chosen.clusters),
         vectors=None if g is None or chosen is None else g.vectors(chosen.short.setting),
-        r_c=None if chosen is None else chosen.short.r_c,
+        r_c=r_c,
         nmse_layer=None if chosen is None else chosen.nmse,
         output_error=None if chosen is None else chosen.error,
         candidates=_tried(tried, chosen),
