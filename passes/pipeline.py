@@ -23,6 +23,7 @@ from adr_tvm.passes.fold_shapes import FoldShapes
 from adr_tvm.passes.fuse_epilogue import FuseEpilogue
 from adr_tvm.passes.lower_operators import LowerOperators
 from adr_tvm.passes.mark_candidates import CandidateRules, MarkCandidates
+from adr_tvm.passes.mark_no_alias import MarkNoAlias
 from adr_tvm.passes.observe_candidates import ObserveCandidates
 from adr_tvm.passes.reshape_views import KEPT, ReshapeViews
 from adr_tvm.passes.schedule_loops import ScheduleLoops
@@ -97,6 +98,7 @@ def finish() -> Passes:
         relax.transform.ComputePrimValue(),
         relax.transform.VMShapeLower(),
         relax.transform.AttachGlobalSymbol(),
+        MarkNoAlias(),
     ]
 
 

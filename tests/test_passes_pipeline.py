@@ -12,6 +12,7 @@ from tvm import relax
 
 from adr_tvm.build import build_plan, canonical_module
 from adr_tvm.frontend.onnx_model import check_model
+from adr_tvm.passes import pipeline
 from adr_tvm.passes.mark_candidates import CandidateRules, find_candidates
 from adr_tvm.plan import LayerPlan, ReusePlan
 from adr_tvm.planes_file import LayerPlanes
@@ -65,3 +66,12 @@ def test_pipeline(name, tmp_path):
         assert passes.index(before) < passes.index(after)
     after = (dumps / f"{names[passes.index('AdaptiveDeepReuse')]}.py").read_text(encoding="utf-8")
     assert "adr.reuse_conv2d" in after
+
+
+def test_every_kernel_promises_no_alias(tmp_path):
+    """One function without the promise takes it from all others in its library."""
+    mod = canonical_module(check_model(save(classifier(), tmp_path)), TARGET)
+    mod = pipeline.run([*pipeline.lower(TARGET), *pipeline.finish()], mod, TARGET)
+    kernels = {gv.name_hint: f for gv, f in mod.functions_items() if isinstance(f, tvm.tirx.PrimFunc)}
+    assert any(name.startswith("shape_func") for name in kernels)
+    assert all(bool(f.attrs["tirx.noalias"]) for f in kernels.values())

@@ -120,7 +120,7 @@ def _finish(
         step.advance(1)
     times = time_network(executable, checked, batch, plan, options.seed, timings)
     bar = NOT_SLOWER_UNSEEN if batch is None else NOT_SLOWER
-    pointless = options.lossless and batch is not None and times.main > WORTH * times.dense
+    pointless = options.lossless and batch is not None and times.main > WORTH * times.dense  # median ratio of pairs
     if given is None and plan.reused and (times.slower(bar) or pointless):
         ratio = times.main / times.dense
         for layer in findings.chosen:
