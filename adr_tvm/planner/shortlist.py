@@ -30,8 +30,8 @@ from adr_tvm.settings import ReuseSetting
 FIT_POSITIONS = 16_384  # positions looked at per layer, so that large images do not take minutes
 WORTH_PREDICTED = 1.2  # of the dense time: predictions are rough, measurement decides
 SAMPLE_IMAGES = 8  # that settings are compared on; a whole batch where images are clustered together
-MOST_SETTINGS = 5  # of one layer that are compiled and measured
-WITH_GAIN = 2  # the most accurate of them are also tried with gain
+MOST_SETTINGS = 6  # of one layer that are compiled and measured
+WITH_GAIN = 4  # the most accurate of them are also tried with gain
 
 
 @dataclass
