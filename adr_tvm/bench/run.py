@@ -35,6 +35,7 @@ from adr_tvm.progress import get_log
 
 if TYPE_CHECKING:
     from adr_tvm.data.calibration import CalibrationSet
+    from adr_tvm.frontend.onnx_model import CheckedModel
 
 AGAINST = ("onnxruntime", "onnxruntime-int8", "dense")
 INT8 = "onnxruntime-int8"
@@ -118,13 +119,14 @@ def bench(options: BenchOptions) -> BenchResult:
     threads = list(options.threads) or [physical_cores()]
     with tempfile.TemporaryDirectory(prefix="adr-bench-") as temporary:
         folder = Path(temporary)
+        model = _model_of_size(options.model, checked, folder)
         job = Job(
             bundle=str(options.bundle),
-            model=str(options.model),
+            model=str(model),
             samples=str(options.samples),
             labels_name=options.labels_name,
             engines=[OURS, *options.against],
-            int8_model=_quantised(options, manifest, folder) if INT8 in options.against else None,
+            int8_model=_quantised(options, model, manifest, folder) if INT8 in options.against else None,
             threads=threads[0],
             batch=batch,
             runs=options.runs,
@@ -173,13 +175,28 @@ def _batch(inputs: Sequence[TensorSpec], asked: int | None) -> int:
     return fixed or asked or 1
 
 
-def _quantised(options: BenchOptions, manifest: Manifest, folder: Path) -> str:
+def _model_of_size(path: Path, checked: CheckedModel, folder: Path) -> Path:
+    """The file, or a copy in our normalised form where the bundle takes another input size than the file states."""
+    import onnx
+
+    from adr_tvm.frontend.onnx_inputs import contradicts
+
+    shapes = {spec.name: spec.shape for spec in checked.inputs}
+    declared = onnx.load(path, load_external_data=False).graph.input
+    if not any(contradicts(value, shapes.get(value.name)) for value in declared):
+        return path
+    resized = folder / "resized.onnx"
+    onnx.save(checked.proto, resized)
+    return resized
+
+
+def _quantised(options: BenchOptions, model: Path, manifest: Manifest, folder: Path) -> str:
     from adr_tvm.bench.onnxruntime_engine import quantise
 
     get_log().info("quantising %s with ONNX Runtime", options.model.name)
     size = _fixed_batch(manifest.inputs) or CALIBRATION_BATCH
     samples = _calibration(options, manifest.inputs, size)
-    return str(quantise(options.model, folder, (feed for feed, _ in samples)))
+    return str(quantise(model, folder, (feed for feed, _ in samples)))
 
 
 def _calibration(options: BenchOptions, inputs: Sequence[TensorSpec], size: int) -> CalibrationSet:

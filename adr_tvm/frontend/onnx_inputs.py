@@ -79,7 +79,7 @@ def resolve_inputs(
             known = ", ".join(quoted(n) for n in names[:8])
             raise ModelError(f"{where}: --input-shapes names {quoted(name)}, but the inputs are {known}")
     specs = tuple(_resolve(where, value, input_shapes.get(value.name), limits) for value in inputs)
-    if any(_contradicts(value, input_shapes.get(value.name)) for value in inputs):
+    if any(contradicts(value, input_shapes.get(value.name)) for value in inputs):
         _forget_shapes(graph)
     del graph.input[:]
     for spec, value in zip(specs, inputs, strict=True):
@@ -123,7 +123,7 @@ def _declared_shape(value: onnx.ValueInfoProto) -> list[Dim] | None:
     return [dim.dim_value if dim.dim_value > 0 else dim.dim_param or None for dim in value.type.tensor_type.shape.dim]
 
 
-def _contradicts(value: onnx.ValueInfoProto, given: Sequence[int | str] | None) -> bool:
+def contradicts(value: onnx.ValueInfoProto, given: Sequence[int | str] | None) -> bool:
     """Whether a given shape changes a dimension that the file fixes."""
     declared = _declared_shape(value)
     if declared is None or given is None:
