@@ -229,11 +229,11 @@ def staged(folder: str | Path) -> Iterator[Path]:
     _check_replaceable(goal)
     beside = f".{goal.name}.{os.getpid()}-{secrets.token_hex(4)}"
     staging, old = goal.with_name(f"{beside}.part"), goal.with_name(f"{beside}.old")
-    try:
-        staging.mkdir(parents=True)
-    except OSError as error:
-        raise UsageError(f"cannot write {folder}: {error.strerror or error}") from error
-    try:
+    try:  # entered before there is a folder: an interrupt may come as soon as it is made
+        try:
+            staging.mkdir(parents=True)
+        except OSError as error:
+            raise UsageError(f"cannot write {folder}: {error.strerror or error}") from error
         yield staging
         unknown = sorted(set(os.listdir(staging)) - set(BUNDLE_FILES))
         if unknown:
