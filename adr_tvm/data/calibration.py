@@ -59,8 +59,11 @@ def open_calibration(
         found = {0: "no sample", 1: "one sample"}.get(opened.count, f"{opened.count} samples")
         use = ", half to plan with, half to check" if halves else ""
         raise DataError(f"the calibration data hold {found}: give at least {needed}{use}")
-    _check_finite(opened, batch_size)
-    labels = None if opened.labels is None else _checked_labels(opened.labels, opened.count)
+    try:
+        _check_finite(opened, batch_size)
+        labels = None if opened.labels is None else _checked_labels(opened.labels, opened.count)
+    except DataError as error:
+        raise DataError(f"{source}: {error}" if isinstance(source, str | Path) else str(error)) from None
     return CalibrationSet(opened, labels, batch_size, np.arange(opened.count), whole_batches)
 
 

@@ -82,8 +82,13 @@ def some_inputs(specs: Sequence[TensorSpec], calibration: CalibrationSet | None,
     if calibration is not None:
         samples, _ = next(iter(calibration))
         return {name: array[np.arange(int(batch)) % len(array)] for name, array in samples.items()}
+    return random_inputs(specs, int(batch), seed)
+
+
+def random_inputs(specs: Sequence[TensorSpec], batch: int, seed: int) -> dict[str, np.ndarray]:
+    """Seeded random numbers for every input; a free batch becomes ``batch``."""
     rng = np.random.default_rng(seed)
-    return {spec.name: _random(spec, int(batch), rng) for spec in specs}
+    return {spec.name: _random(spec, batch, rng) for spec in specs}
 
 
 def _random(spec: TensorSpec, batch: int, rng: np.random.Generator) -> np.ndarray:

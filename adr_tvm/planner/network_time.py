@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import tvm
 from tvm import relax
 
+from adr_tvm.frontend.dense_check import random_inputs
 from adr_tvm.frontend.onnx_model import CheckedModel
 from adr_tvm.plan import ReusePlan
 from adr_tvm.report.results import Timings
@@ -60,10 +60,8 @@ def time_network(
     keys = [dense_key, *([main_key, f"{main_key}|at least"] if plan.reused else [])]
     if any(timings.get(key) is None for key in keys):
         machine = relax.VirtualMachine(executable, tvm.cpu())
-        inputs = [
-            tvm.runtime.tensor(_random_input(spec, seed) if batch is None else batch[spec.name])
-            for spec in checked.inputs
-        ]
+        arrays = random_inputs(checked.inputs, 1, seed) if batch is None else batch
+        inputs = [tvm.runtime.tensor(arrays[spec.name]) for spec in checked.inputs]
         entries = ["main", "dense"] if plan.reused else ["dense"]
         samples = _in_turn({entry: partial(machine[entry], *inputs) for entry in entries})
         dense = timings.get(dense_key) or statistics.median(samples["dense"])
@@ -93,9 +91,3 @@ def _in_turn(runs: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]
             runs[name]()
             samples[name].append(time.perf_counter() - start)
     return samples
-
-
-def _random_input(spec: Any, seed: int) -> np.ndarray:
-    """A seeded sample batch of one for an input of the network."""
-    shape = [1 if isinstance(d, str) else d for d in spec.shape]
-    return np.random.default_rng(seed).standard_normal(shape).astype(spec.dtype)
