@@ -1,6 +1,7 @@
 """The Relax operators of this project, channels last.
 
 - ``adr.conv2d(x, w, bias)``: dense convolution with its epilogue.
+- ``adr.conv2d_add(x, w, bias, residual)``: the same, with a tensor added before the activation; made after planning.
 - ``adr.dense(x, w, bias)``: dense layer with its epilogue.
 - ``adr.grouped_conv2d(x, w, bias)``: grouped or depthwise convolution with its epilogue; never reuses.
 - ``adr.reuse_conv2d(x, w, bias, planes, thresholds)`` and ``adr.reuse_dense(...)``: the same with reuse; they return
@@ -26,6 +27,7 @@ from adr_tvm.geometry import ConvGeometry
 from adr_tvm.settings import ReuseSetting
 
 CONV2D, DENSE = "relax.adr.conv2d", "relax.adr.dense"
+CONV2D_ADD = "relax.adr.conv2d_add"
 GROUPED_CONV2D = "relax.adr.grouped_conv2d"
 REUSE_CONV2D, REUSE_DENSE = "relax.adr.reuse_conv2d", "relax.adr.reuse_dense"
 DENSE_OPS, REUSE_OPS = (CONV2D, DENSE), (REUSE_CONV2D, REUSE_DENSE)
@@ -60,6 +62,7 @@ def setting_of(call: relax.Call) -> ReuseSetting:
         scope=str(a["scope"]),  # type: ignore[arg-type]
         gain=bool(int(a["gain"])),
         max_clusters=None if limit < 0 else limit,
+        table=str(a["table"]),  # type: ignore[arg-type]
     )
 
 
@@ -104,6 +107,7 @@ def _setting_attrs(setting: ReuseSetting) -> dict[str, Any]:
         "scope": setting.scope,
         "gain": int(setting.gain),
         "max_clusters": -1 if setting.max_clusters is None else setting.max_clusters,
+        "table": setting.table,
     }
 
 
@@ -211,6 +215,7 @@ def register() -> None:
     """Register the operators; importing this module does it once per process."""
     for name in (*DENSE_OPS, GROUPED_CONV2D):
         _register(name, ("data", "weight", "bias"), output_type)
+    _register(CONV2D_ADD, ("data", "weight", "bias", "residual"), output_type)
     for name in REUSE_OPS:
         _register(name, ("data", "weight", "bias", "planes", "thresholds"), _reuse_type)
 

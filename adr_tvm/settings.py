@@ -8,10 +8,12 @@ from typing import Literal, get_args
 Granularity = Literal["segment", "pixel", "row"]
 HashFamily = Literal["gaussian", "pca", "learned", "exact"]
 Scope = Literal["image", "batch"]
+Table = Literal["float32", "bfloat16", "int16", "int8"]
 
 GRANULARITIES: tuple[str, ...] = get_args(Granularity)
 HASH_FAMILIES: tuple[str, ...] = get_args(HashFamily)
 SCOPES: tuple[str, ...] = get_args(Scope)
+TABLES: tuple[str, ...] = get_args(Table)
 MAX_BITS = 20
 
 
@@ -27,6 +29,7 @@ class ReuseSetting:
         scope: ``image`` clusters each image alone, ``batch`` the whole call.
         gain: scale each product by <x, c> / <c, c>.
         max_clusters: clusters in one unit above which the unit runs dense; None never does.
+        table: type in which products of centroids are kept and added up; only ``float32`` with ``row`` or ``exact``.
     """
 
     granularity: Granularity = "pixel"
@@ -36,12 +39,14 @@ class ReuseSetting:
     scope: Scope = "image"
     gain: bool = False
     max_clusters: int | None = None
+    table: Table = "float32"
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
             ("granularity", self.granularity, GRANULARITIES),
             ("hash", self.hash, HASH_FAMILIES),
             ("scope", self.scope, SCOPES),
+            ("table", self.table, TABLES),
         ):
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
@@ -51,6 +56,12 @@ class ReuseSetting:
             raise ValueError(f"H is {self.H}, expected 1 to {MAX_BITS}")
         if self.gain and (self.hash == "exact" or self.granularity == "row"):
             raise ValueError("gain is for pixel and segment with sign hashes: not for hash=exact or granularity=row")
+        if self.table != "float32" and (self.hash == "exact" or self.granularity == "row"):
+            raise ValueError(
+                f"table={self.table} is for pixel and segment with sign hashes: not for hash=exact or granularity=row"
+            )
+        if self.table.startswith("int") and self.gain:
+            raise ValueError(f"gain scales each product on its own: not with table={self.table}")
         if self.max_clusters is not None and self.max_clusters < 0:
             raise ValueError(f"max_clusters is {self.max_clusters}, expected 0 or more")
 

@@ -89,7 +89,7 @@ class _Fuser(PyExprMutator):
             return self._matmul(call, name) if is_op(call, "relax.matmul") else self._conv2d(call, name)
         if call.op.name == "relax.add":
             return self._bias(call, once)
-        activation = _activation(call)
+        activation = activation_after(call)
         return call if activation is None else self._activated(call, activation, once[0])
 
     def _conv2d(self, call: relax.Call, name: str) -> relax.Expr:
@@ -136,7 +136,8 @@ class _Fuser(PyExprMutator):
         return call if head is None else _replaced(head, activation=activation)
 
 
-def _activation(call: relax.Call) -> Activation | None:
+def activation_after(call: relax.Call) -> Activation | None:
+    """The activation that a call is; None if it is something else."""
     if is_op(call, "relax.nn.relu"):
         return Activation.relu()
     if is_op(call, "relax.nn.relu6"):

@@ -8,10 +8,12 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.target import Target
 
 from adr_tvm import ops
-from adr_tvm._tvm import is_op, mutate
+from adr_tvm._tvm import Dataflow, calls, cpu_target, is_op, mutate, relax_functions
 from adr_tvm.passes.carried_ids import CarriedIds
 from adr_tvm.passes.lowering import lower_call
 from adr_tvm.passes.lowering_concat import lower_concat
+
+OPERATORS = (*ops.DENSE_OPS, ops.CONV2D_ADD, ops.GROUPED_CONV2D, *ops.REUSE_OPS)
 
 
 @mutator
@@ -20,20 +22,39 @@ class _Lowerer(PyExprMutator):
         super().__init__(mod)
         self.target = target
         self.carried = CarriedIds(self.builder_)
+        self.dataflow = Dataflow(mod)
+        concats = [call for _, func in relax_functions(mod) for call in calls(func, "relax.concat")]
+        self.writers = {
+            hash(made) for call in concats for made in sole_producers(call, self.dataflow) if made is not None
+        }
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
+        if hash(call) in self.writers:
+            return self.visit_expr_post_order(call)  # its concatenation lowers it
+        producers = [
+            None if made is None else self.visit_expr_post_order(made) for made in sole_producers(call, self.dataflow)
+        ]
         call = self.visit_expr_post_order(call)
-        if isinstance(call.op, tvm.ir.Op) and call.op.name in (*ops.DENSE_OPS, ops.GROUPED_CONV2D, *ops.REUSE_OPS):
+        if isinstance(call.op, tvm.ir.Op) and call.op.name in OPERATORS:
             return lower_call(self.builder_, call, self.target, self.carried)
         if is_op(call, "relax.concat"):
-            lowered = lower_concat(self.builder_, call)
+            lowered = lower_concat(self.builder_, call, self.target or cpu_target(), producers)
             return call if lowered is None else self.carried.join(call.args[0].fields, lowered)
         return self.carried.follow(call) if isinstance(call.op, tvm.ir.Op) else call
 
 
+def sole_producers(call: relax.Call, dataflow: Dataflow) -> list[relax.Call | None]:
+    """The convolutions behind the inputs of a concatenation; None where it is not the only reader, or it is none."""
+    if not is_op(call, "relax.concat") or not isinstance(call.args[0], relax.Tuple):
+        return []
+    fields = call.args[0].fields
+    values = [dataflow.value(field) if dataflow.read_once(field) else None for field in fields]
+    return [value if is_op(value, ops.CONV2D) else None for value in values]
+
+
 @tvm.transform.module_pass(opt_level=0, name="LowerOperators")
 class LowerOperators:
-    """``adr.*`` calls become cluster -> GEMM -> scatter (reuse) or one kernel (dense), channel concatenations copies.
+    """``adr.*`` calls become cluster -> GEMM -> scatter (reuse) or one kernel (dense), concat writes channel slices.
 
     Args:
         target: CPU target; None is this machine.
@@ -43,5 +64,5 @@ class LowerOperators:
         self.target = target
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
-        """Lower every Relax function."""
-        return mutate(mod, lambda m: _Lowerer(m, self.target))
+        """Lower every Relax function; convolutions that now write into a concatenation are dropped."""
+        return relax.transform.DeadCodeElimination()(mutate(mod, lambda m: _Lowerer(m, self.target)))

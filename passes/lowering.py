@@ -6,27 +6,25 @@ scatter in one kernel (its table must not leave the cache) and ``row`` has all t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from tvm import relax, te, tirx
+from tvm import relax, tirx
 from tvm.target import Target
 
 from adr_tvm import ops
-from adr_tvm._tvm import constant, cpu_target, static_shape, tensor_type
+from adr_tvm._tvm import cpu_target, tensor_type
 from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.passes.carried_ids import CarriedIds, PixelMap
+from adr_tvm.passes.lowering_dense import lower_dense, packed_weights, prepared
 from adr_tvm.passes.lowering_grouped import lower_grouped
 from adr_tvm.schedules.cluster import SPARE_CENTROIDS, capacity, cluster, units
 from adr_tvm.schedules.cluster_rows import cluster_rows
-from adr_tvm.schedules.dense_conv2d import dense_conv2d
 from adr_tvm.schedules.gemm_rows import gemm_rows, scatter_rows
 from adr_tvm.schedules.gemm_scatter import gemm_scatter
 from adr_tvm.schedules.match_rows import match_rows
 from adr_tvm.schedules.neuron_vectors import vector_source
-from adr_tvm.schedules.packing import pack_weights, pad_channels, te_pack_weights, te_pad_channels
 from adr_tvm.schedules.register_tile import RegisterTile, gemm_tile, isa_of
 from adr_tvm.schedules.vector_key import pad_planes, te_pad_planes, te_pad_thresholds
 from adr_tvm.settings import ReuseSetting
@@ -39,12 +37,14 @@ def lower_call(
 
     Args:
         bb: builder that takes the intermediate bindings and the kernels.
-        call: call of ``adr.conv2d``, ``adr.dense``, ``adr.reuse_conv2d`` or ``adr.reuse_dense``.
+        call: call of one of the operators in ``adr_tvm/ops.py``.
         target: CPU target; None is this machine.
         carried: ids found so far in the function; lossless layers use them and add theirs.
     """
     if call.op.name == ops.GROUPED_CONV2D:
         return lower_grouped(bb, call, target or cpu_target())
+    if call.op.name in (*ops.DENSE_OPS, ops.CONV2D_ADD):
+        return lower_dense(bb, call, target or cpu_target())
     return _Lowering(bb, call, target or cpu_target(), carried or CarriedIds(bb)).lower()
 
 
@@ -54,23 +54,14 @@ class _Lowering:
         self.geometry: ConvGeometry = ops.geometry_of(call)
         self.activation: Activation = ops.activation_of(call)
         self.tile: RegisterTile = gemm_tile(isa_of(target), self.geometry.M)
-        self.batch = static_shape(call.args[0])[0]
 
     def lower(self) -> relax.Expr:
         g, out = self.geometry, ops.output_type(self.call)
         x = self.call.args[0]
-        dense = self.call.op.name in (ops.DENSE, ops.REUSE_DENSE)
+        dense = self.call.op.name == ops.REUSE_DENSE
         if dense:
             x = self.bb.emit(relax.op.reshape(x, relax.ShapeExpr([x.ty.shape[0], g.H, 1, g.C])))
         image = tensor_type([x.ty.shape[0], g.OH, g.OW, g.M])
-        if self.call.op.name in ops.DENSE_OPS:
-            y = self._call(
-                "conv2d",
-                dense_conv2d(g, self.activation, self.tile, self.batch),
-                [x, *self._weights()],
-                image,
-            )
-            return relax.op.reshape(self.bb.emit(y), out.shape) if dense else y
         setting = ops.setting_of(self.call)
         lower = self._rows if setting.granularity == "row" else self._vectors
         y, stats = lower(x, setting, image)
@@ -81,26 +72,8 @@ class _Lowering:
     def _call(self, kernel: str, func: tirx.PrimFunc, args: list[Any], out: Any) -> relax.Call:
         return relax.call_tir(self.bb.add_func(func, f"adr_{kernel}"), args, out)
 
-    def _prepared(self, expr: relax.Expr, fold: Callable[[np.ndarray], np.ndarray], te_fold: Any) -> relax.Expr:
-        """A weight-like argument in the kernels' layout: at compile time where it is constant, else on every call."""
-        value = constant(expr)
-        if value is not None:
-            return relax.const(fold(value))
-        return self.bb.emit(self.bb.call_te(te_fold, expr))
-
     def _weights(self) -> tuple[relax.Expr, relax.Expr]:
-        NR, g = self.tile.NR, self.geometry
-        w, bias = self.call.args[1:3]
-        shape = (g.KH, g.KW, g.C, g.M)
-
-        def te_pack(t: te.Tensor) -> te.Tensor:
-            four = te.compute(shape, lambda y, x, c, m: t[c, m], name="as_hwio") if len(t.shape) == 2 else t
-            return te_pack_weights(four, NR)
-
-        return (
-            self._prepared(w, lambda v: pack_weights(v.reshape(shape), NR), te_pack),
-            self._prepared(bias, lambda v: pad_channels(v, NR), lambda t: te_pad_channels(t, NR)),
-        )
+        return packed_weights(self.bb, self.call, self.geometry, self.tile.NR)
 
     def _planes(self, setting: ReuseSetting) -> tuple[relax.Expr, relax.Expr]:
         g = self.geometry
@@ -113,8 +86,8 @@ class _Lowering:
             return pad_planes(v)
 
         return (
-            self._prepared(self.call.args[3], fold, lambda t: te_pad_planes(t, shape)),
-            self._prepared(self.call.args[4], lambda v: pad_planes(v, np.inf), te_pad_thresholds),
+            prepared(self.bb, self.call.args[3], fold, lambda t: te_pad_planes(t, shape)),
+            prepared(self.bb, self.call.args[4], lambda v: pad_planes(v, np.inf), te_pad_thresholds),
         )
 
     def _vectors(self, x: relax.Expr, setting: ReuseSetting, image: Any) -> tuple[relax.Expr, relax.Expr]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 
 from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
-from tvm.script.ir_builder import tirx as B
+from tvm.script import tirx as T
 
 from adr_tvm.schedules.im2col import LANES
 
@@ -14,35 +13,31 @@ TASK_ROWS = 64  # pixels one task copies
 
 
 @functools.cache
-def concat(rows: int, channels: tuple[int, ...], dtype: str) -> tirx.PrimFunc:
-    """Y [B, rows, sum of channels] from the inputs [B, rows, channels_i]; B is symbolic.
+def copy_channels(H: int, W: int, channels: int, total: int, offset: int, dtype: str) -> tirx.PrimFunc:
+    """Y[..., offset : offset + channels] = X; the other channels of Y stay as they are.
 
-    Args:
-        rows: pixels of one image.
-        channels: of each input, in order.
+    Returns:
+        PrimFunc of X [B, H, W, channels], Y [B, H, W, total]; B is symbolic.
     """
-    total, tasks = sum(channels), -(-rows // TASK_ROWS)
-    with IRBuilder() as builder, B.prim_func(is_private=True):
-        B.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        handles = [B.arg(f"x{i}", B.handle()) for i in range(len(channels))]
-        out = B.arg("y", B.handle())
-        batch = tirx.Var("B", "int64")
-        sources = [
-            B.match_buffer(h, (batch, tirx.IntImm("int64", rows), tirx.IntImm("int64", count)), dtype)
-            for h, count in zip(handles, channels, strict=True)
-        ]
-        Y = B.match_buffer(out, (batch, tirx.IntImm("int64", rows), tirx.IntImm("int64", total)), dtype)
-        with B.parallel(0, batch * tasks) as task, B.serial(0, TASK_ROWS) as i:
-            image, row = task // tasks, task % tasks * TASK_ROWS + i
-            with B.If(row < rows), B.Then():
-                offset = 0
-                for X, count in zip(sources, channels, strict=True):
-                    if count >= LANES:
-                        with B.serial(0, count // LANES) as c, B.vectorized(0, LANES) as j:
-                            B.buffer_store(Y, X[image, row, c * LANES + j], [image, row, offset + c * LANES + j])
-                    if count % LANES:
-                        start = count // LANES * LANES
-                        with B.serial(0, count % LANES) as j:
-                            B.buffer_store(Y, X[image, row, start + j], [image, row, offset + start + j])
-                    offset += count
-    return builder.get()
+    rows, body, tail = H * W, channels // LANES, channels % LANES
+    tasks = -(-rows // TASK_ROWS)
+
+    @T.prim_func(private=True)
+    def kernel(x: T.handle, y: T.handle):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        B = T.int64()
+        X = T.match_buffer(x, (B, T.int64(H), T.int64(W), T.int64(channels)), dtype)
+        Y = T.match_buffer(y, (B, T.int64(H), T.int64(W), T.int64(total)), dtype)
+        for task in T.parallel(B * tasks):
+            image = T.meta_var(task // tasks)
+            first = T.meta_var(task % tasks * TASK_ROWS)
+            for i in range(T.min(TASK_ROWS, rows - first)):
+                iy = T.meta_var((first + i) // W)
+                ix = T.meta_var((first + i) % W)
+                for c in range(body):
+                    for j in T.vectorized(LANES):
+                        Y[image, iy, ix, offset + c * LANES + j] = X[image, iy, ix, c * LANES + j]
+                for j in range(tail):
+                    Y[image, iy, ix, offset + body * LANES + j] = X[image, iy, ix, body * LANES + j]
+
+    return kernel

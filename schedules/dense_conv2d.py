@@ -1,61 +1,201 @@
-"""Dense convolution as an implicit GEMM over packed rows (``docs/algorithm.md``, clause 11)."""
+"""Dense convolution as an implicit GEMM (``docs/algorithm.md``, clause 11).
+
+A task takes a chunk of rows of X and a group of blocks of output channels. For each step of K it packs its rows
+(im2col on the fly; 1x1 convolutions read them where they are), then multiplies panels of MR rows by blocks of NR
+channels in registers. Between steps partial sums wait in a buffer: they are the accumulators themselves, stored and
+loaded again, so that each output stays one FMA chain over K.
+"""
 
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.script import tirx as T
 
 from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry
-from adr_tvm.schedules.im2col import copy_row
-from adr_tvm.schedules.microkernel import multiply_tile, store_row
-from adr_tvm.schedules.register_tile import RegisterTile, panels_left
+from adr_tvm.schedules.conv_schedule import ConvSchedule, k_steps, reads_directly, schedule_for_tile
+from adr_tvm.schedules.epilogue import activation_expr
+from adr_tvm.schedules.im2col import copy_runs, copy_units
+from adr_tvm.schedules.register_tile import RegisterTile
 
-SMALL_ROWS = 64  # up to this many rows in a call, threads share the output channels and pack the rows again
+LINE = 16  # floats of a cache line; a row pitch of an odd number of lines keeps packed rows out of each other's sets
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where the result goes.
+
+    Attributes:
+        channels: of Y; None: those of the convolution.
+        offset: of the first channel of the result in Y.
+        residual: whether a tensor of the result's shape is added before the activation.
+    """
+
+    channels: int | None = None
+    offset: int = 0
+    residual: bool = False
+
+
+def conv_task(geometry: ConvGeometry, activation: Activation, schedule: ConvSchedule, to: Destination):
+    """Inline ``(X, packed, bias, R, Y, first, end, group)``: one chunk of rows, from row ``first`` of all images on.
+
+    X is flat; R, the residual, is not read without one. Rows from ``end`` on are not written.
+    """
+    H, W, C, OW, M, K, rows = geometry.H, geometry.W, geometry.C, geometry.OW, geometry.M, geometry.K, geometry.rows
+    SH, SW = geometry.strides
+    MR, NR, chunk = schedule.tile.MR, schedule.tile.NR, schedule.tile.MR * schedule.panels
+    vectors, lanes = schedule.tile.vectors, NR // schedule.tile.vectors
+    blocks = -(-M // NR)
+    in_group = -(-blocks // schedule.groups)
+    steps = k_steps(geometry, schedule.k_step)
+    count, width = steps.count, steps.together * steps.entries
+    pitch = (-(-width // LINE) | 1) * LINE
+    direct, whole_rows = reads_directly(geometry), count == 1 and geometry.dilation[1] == 1
+    runs, units = copy_runs(geometry), copy_units(geometry, steps)
+    act = activation_expr(activation)
+    residual, offset = to.residual, to.offset
+
+    @T.inline
+    def pack(X, A, first, i, step, end):
+        row = T.meta_var(first + i)
+        if whole_rows:
+            runs(X, row // rows, row % rows, row < end, A, i)
+        else:
+            units(X, row // rows, row % rows, row < end, A, i, step)
+
+    @T.inline
+    def clear(acc):
+        for i in T.unroll(MR):
+            for v in T.unroll(vectors):
+                for j in T.vectorized(lanes):
+                    acc[i, v * lanes + j] = T.float32(0)
+
+    @T.inline
+    def multiply_packed(acc, A, panel, packed, block, step, length):
+        for k in range(length):
+            for i in T.unroll(MR):
+                for v in T.unroll(vectors):
+                    for j in T.vectorized(lanes):
+                        acc[i, v * lanes + j] = (
+                            acc[i, v * lanes + j]
+                            + A[panel * MR + i, k] * packed[block, step * width + k, v * lanes + j]
+                        )
+
+    @T.inline
+    def multiply_input(acc, X, row, end, packed, block, step, length):
+        for k in range(length):
+            for i in T.unroll(MR):
+                here = T.meta_var(T.min(row + i, end - 1))
+                start = T.meta_var(
+                    ((here // rows * H + here % rows // OW * SH) * W + here % OW * SW) * C if SH * SW > 1 else here * C
+                )
+                for v in T.unroll(vectors):
+                    for j in T.vectorized(lanes):
+                        acc[i, v * lanes + j] = (
+                            acc[i, v * lanes + j]
+                            + X[start + (step * width + k)] * packed[block, step * width + k, v * lanes + j]
+                        )
+
+    @T.inline
+    def result(acc, i, c, bias, R, Y, row, block):
+        m = T.meta_var(block * NR + c)
+        if residual:
+            Y[row // rows, row % rows // OW, row % rows % OW, offset + m] = act(
+                acc[i, c] + bias[m] + R[row // rows, row % rows // OW, row % rows % OW, m]
+            )
+        else:
+            Y[row // rows, row % rows // OW, row % rows % OW, offset + m] = act(acc[i, c] + bias[m])
+
+    @T.inline
+    def store(acc, bias, R, Y, first, end, block):
+        for i in T.unroll(MR):
+            if first + i < end:
+                if block < M // NR:
+                    for v in T.unroll(vectors):
+                        for j in T.vectorized(lanes):
+                            result(acc, i, v * lanes + j, bias, R, Y, first + i, block)
+                else:
+                    for j in range(M % NR):
+                        result(acc, i, j, bias, R, Y, first + i, block)
+
+    @T.inline
+    def inline(X, packed, bias, R, Y, first, end, group):
+        A = T.alloc_buffer((1 if direct else chunk, pitch), "float32")
+        sums = T.alloc_buffer((in_group if count > 1 else 1, chunk if count > 1 else 1, NR), "float32")
+        panels = T.meta_var(T.min((end - first + (MR - 1)) // MR, schedule.panels))
+        for step in range(count):
+            length = T.meta_var(T.min(width, K - step * width))
+            if not direct:
+                for i in range(panels * MR):
+                    pack(X, A, first, i, step, end)
+            for slot in range(T.min(in_group, blocks - group * in_group)):
+                block = T.meta_var(group * in_group + slot)
+                for panel in range(panels):
+                    acc = T.alloc_buffer((MR, NR), "float32", scope="local")
+                    if step == 0:
+                        clear(acc)
+                    else:
+                        for i in T.unroll(MR):
+                            for v in T.unroll(vectors):
+                                for j in T.vectorized(lanes):
+                                    acc[i, v * lanes + j] = sums[slot, panel * MR + i, v * lanes + j]
+                    if direct:
+                        multiply_input(acc, X, first + panel * MR, end, packed, block, step, length)
+                    else:
+                        multiply_packed(acc, A, panel, packed, block, step, length)
+                    if step == count - 1:
+                        store(acc, bias, R, Y, first + panel * MR, end, block)
+                    else:
+                        for i in T.unroll(MR):
+                            for v in T.unroll(vectors):
+                                for j in T.vectorized(lanes):
+                                    sums[slot, panel * MR + i, v * lanes + j] = acc[i, v * lanes + j]
+
+    return inline
 
 
 def dense_image(geometry: ConvGeometry, activation: Activation, tile: RegisterTile):
     """Inline ``(X, packed, bias, Y, image)``: one image, its rows shared among the threads."""
-    M, K, OW, rows = geometry.M, geometry.K, geometry.OW, geometry.rows
-    MR, NR = tile.MR, tile.NR
-    chunk = tile.chunk_rows(K)
-    blocks = -(-M // NR)
-    copy, multiply, store = copy_row(geometry), multiply_tile(tile), store_row(tile, M, OW, activation)
+    schedule = schedule_for_tile(tile, geometry, geometry.rows)
+    rows, chunk = geometry.rows, tile.MR * schedule.panels
+    task = conv_task(geometry, activation, schedule, Destination())
+    size = geometry.H * geometry.W * geometry.C
 
     @T.inline
     def inline(X, packed, bias, Y, image):
-        for task in T.parallel(-(-rows // chunk)):
-            A = T.alloc_buffer((chunk, K), "float32")
-            panels = T.meta_var(panels_left(rows - task * chunk, chunk, MR))
-            for i in range(panels * MR):
-                copy(X, image, task * chunk + i, rows, A, i, 0)
-            for block in range(blocks):
-                for panel in range(panels):
-                    acc = T.alloc_buffer((MR, NR), "float32", scope="local")
-                    multiply(acc, A, panel * MR, K, packed, block)
-                    for i in T.unroll(MR):
-                        n = T.meta_var(task * chunk + panel * MR + i)
-                        if n < rows:
-                            store(acc, i, bias, block, Y, image, n, 0)
+        flat = T.decl_buffer((X.shape[0] * size,), "float32", data=X.data)
+        for t in T.parallel(-(-rows // chunk) * schedule.groups):
+            task(
+                flat,
+                packed,
+                bias,
+                Y,
+                Y,
+                image * rows + t // schedule.groups * chunk,
+                (image + 1) * rows,
+                t % schedule.groups,
+            )
 
     return inline
 
 
 @functools.cache
 def dense_conv2d(
-    geometry: ConvGeometry, activation: Activation, tile: RegisterTile, batch: int | None = None
+    geometry: ConvGeometry, activation: Activation, schedule: ConvSchedule, to: Destination = Destination()
 ) -> tirx.PrimFunc:
-    """Y = activation(conv(X, W) + bias).
+    """Y = activation(conv(X, W) + bias [+ R]), into some of Y's channels.
 
     Args:
         geometry: shapes of one image.
-        batch: number of images where it is known; decides only how work is shared.
+        schedule: how the work is cut up.
+        to: where the result goes.
 
     Returns:
-        PrimFunc of X float32 [B, H, W, C], packed weights float32 [M/NR, K, NR], bias float32 [M padded to NR],
-        Y float32 [B, OH, OW, M]; B is symbolic.
+        PrimFunc of X float32 [B, H, W, C], packed weights float32 [M/NR, K, NR], bias float32 [M padded to NR], with
+        a residual R float32 [B, OH, OW, M], and Y float32 [B, OH, OW, channels]; B is symbolic.
     """
     H, W, C, OH, OW, M, K = (
         geometry.H,
@@ -66,39 +206,37 @@ def dense_conv2d(
         geometry.M,
         geometry.K,
     )
-    MR, NR = tile.MR, tile.NR
-    blocks, rows = -(-M // NR), geometry.rows
-    small = rows * (batch or 1) <= SMALL_ROWS
-    if batch is not None:
-        MR = min(MR, rows * batch)
-    chunk = RegisterTile(MR, NR).chunk_rows(K)
-    groups = blocks if small else 1  # blocks of output channels handed out as tasks of their own
-    copy = copy_row(geometry)
-    tile = RegisterTile(MR, NR)
-    multiply, store = multiply_tile(tile), store_row(tile, M, OW, activation)
+    NR, rows, groups = schedule.tile.NR, geometry.rows, schedule.groups
+    blocks, chunk = -(-M // NR), schedule.tile.MR * schedule.panels
+    channels = M if to.channels is None else to.channels
+    run = conv_task(geometry, activation, schedule, to)
+    loop = T.parallel if schedule.parallel else T.serial
+
+    @T.inline
+    def body(X, packed, bias, R, Y, B):
+        flat = T.decl_buffer((B * (H * W * C),), "float32", data=X.data)
+        for task in loop((B * rows + (chunk - 1)) // chunk * groups):
+            run(flat, packed, bias, R, Y, task // groups * chunk, B * rows, task % groups)
 
     @T.prim_func(private=True)
-    def kernel(x: T.handle, w: T.handle, b: T.handle, y: T.handle):
+    def plain(x: T.handle, w: T.handle, b: T.handle, y: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         B = T.int64()
         X = T.match_buffer(x, (B, T.int64(H), T.int64(W), T.int64(C)), "float32")
         packed = T.match_buffer(w, (T.int64(blocks), T.int64(K), T.int64(NR)), "float32")
         bias = T.match_buffer(b, (T.int64(blocks * NR),), "float32")
-        Y = T.match_buffer(y, (B, T.int64(OH), T.int64(OW), T.int64(M)), "float32")
-        for task in T.parallel((B * rows + chunk - 1) // chunk * groups):
-            A = T.alloc_buffer((chunk, K), "float32")
-            panels = T.meta_var(panels_left(B * rows - task // groups * chunk, chunk, MR))
-            for i in range(panels * MR):
-                row = T.meta_var(task // groups * chunk + i)
-                copy(X, row // rows, row % rows + T.if_then_else(row < B * rows, 0, rows), rows, A, i, 0)
-            for g in range(blocks // groups):
-                block = T.meta_var(task % groups + g)
-                for panel in range(panels):
-                    acc = T.alloc_buffer((MR, NR), "float32", scope="local")
-                    multiply(acc, A, panel * MR, K, packed, block)
-                    for i in T.unroll(MR):
-                        row = T.meta_var(task // groups * chunk + panel * MR + i)
-                        if row < B * rows:
-                            store(acc, i, bias, block, Y, row // rows, row % rows, 0)
+        Y = T.match_buffer(y, (B, T.int64(OH), T.int64(OW), T.int64(channels)), "float32")
+        body(X, packed, bias, Y, Y, B)
 
-    return kernel
+    @T.prim_func(private=True)
+    def with_residual(x: T.handle, w: T.handle, b: T.handle, r: T.handle, y: T.handle):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        B = T.int64()
+        X = T.match_buffer(x, (B, T.int64(H), T.int64(W), T.int64(C)), "float32")
+        packed = T.match_buffer(w, (T.int64(blocks), T.int64(K), T.int64(NR)), "float32")
+        bias = T.match_buffer(b, (T.int64(blocks * NR),), "float32")
+        R = T.match_buffer(r, (B, T.int64(OH), T.int64(OW), T.int64(M)), "float32")
+        Y = T.match_buffer(y, (B, T.int64(OH), T.int64(OW), T.int64(channels)), "float32")
+        body(X, packed, bias, R, Y, B)
+
+    return with_residual if to.residual else plain

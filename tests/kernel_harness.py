@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from unittest import mock
 
@@ -30,7 +31,9 @@ from adr_tvm.hashing.vectors import neuron_vectors
 from adr_tvm.passes.lower_operators import LowerOperators
 from adr_tvm.reference import LINEAR, ReuseResult, reuse_conv2d, reuse_conv2d_given_ids, rounding_band, same_ids
 from adr_tvm.reference_ids import number
-from adr_tvm.schedules.register_tile import RegisterTile
+from adr_tvm.schedules.conv_schedule import ConvSchedule, schedule_for_tile
+from adr_tvm.schedules.register_tile import RegisterTile, gemm_tile
+from adr_tvm.schedules.tuned import conv_schedule
 from adr_tvm.settings import ReuseSetting
 
 POISON = -(2**30)
@@ -75,6 +78,7 @@ class Layer:
         setting: how it reuses, None for dense.
         batch: images where the function knows them, None for a symbolic batch.
         tile: register tile in place of the target's own.
+        schedule: of a dense convolution, in place of the target's own.
         mcpu: processor to compile for in place of this one.
         rank: rank of X: 4 is ``conv2d``, 2 and 3 are ``dense`` over [B, K] and [B, T, K].
     """
@@ -84,6 +88,7 @@ class Layer:
     activation: Activation = LINEAR
     batch: int | None = None
     tile: RegisterTile | None = None
+    schedule: ConvSchedule | None = None
     mcpu: str | None = None
     rank: int = 4
 
@@ -176,9 +181,26 @@ def _module(layer: Layer, tensors: Tensors, parameters: bool) -> tvm.IRModule:
             if hashing:
                 call = relax.Call(call.op, [*call.args[:3], *hashing], call.attrs)
         bb.emit_func_output(bb.emit(call))
-    tile = mock.patch("adr_tvm.passes.lowering.gemm_tile", return_value=layer.tile) if layer.tile else nullcontext()
-    with tile:
+    with _forced(layer):
         return LowerOperators(cpu_target(layer.mcpu))(bb.get())
+
+
+@contextmanager
+def _forced(layer: Layer) -> Iterator[None]:
+    """The kernels get what the layer says, if it says something."""
+
+    def schedule(target: tvm.target.Target, geometry: ConvGeometry, batch: int | None) -> ConvSchedule:
+        if layer.schedule is not None:
+            return layer.schedule
+        if layer.tile is not None:
+            return schedule_for_tile(layer.tile, geometry, geometry.rows * (batch or 1))
+        return conv_schedule(target, geometry, batch)
+
+    with (
+        mock.patch("adr_tvm.passes.lowering.gemm_tile", lambda isa, M: layer.tile or gemm_tile(isa, M)),
+        mock.patch("adr_tvm.passes.lowering_dense.conv_schedule", schedule),
+    ):
+        yield
 
 
 def _arguments(layer: Layer, tensors: Tensors) -> list[np.ndarray]:

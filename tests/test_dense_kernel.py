@@ -1,5 +1,7 @@
 """The dense kernel: clause 11 of ``docs/algorithm.md``, one FMA chain over (KH, KW, C) whatever the tile."""
 
+import itertools
+
 import numpy as np
 import pytest
 from kernel_harness import GEOMETRIES, HAS_FMA, Layer, close, run, run_vm, sample_input, sample_tensors
@@ -9,6 +11,7 @@ from adr_tvm._tvm import cpu_target
 from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry, dense_geometry
 from adr_tvm.reference import conv2d, conv2d_chain
+from adr_tvm.schedules.conv_schedule import ConvSchedule, default_conv_schedule
 from adr_tvm.schedules.register_tile import AVX2, AVX512, NEON, SSE, RegisterTile, gemm_tile
 
 ACTIVATIONS = {
@@ -52,13 +55,35 @@ def test_the_tile_never_changes_a_byte(M):
     assert len(outputs) == 1
 
 
-def test_a_chunk_of_one_panel():
-    # K so large that the packed rows of one panel already fill the chunk.
-    geometry = dense_geometry(5, 9000, 3)
-    tiles = [RegisterTile(4, 8), RegisterTile(12, 32)]
-    assert [t.chunk_rows(geometry.K) for t in tiles] == [4, 12]
-    outputs = [_agrees(Layer(geometry, tile=tile), batch=1) for tile in tiles]
-    np.testing.assert_array_equal(*outputs)
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        ConvGeometry(6, 5, 40, 3, 3, 70, padding=(1, 1, 1, 1)),
+        ConvGeometry(6, 5, 33, 3, 3, 5, padding=(2, 1, 1, 2), dilation=(1, 2)),
+        ConvGeometry(5, 5, 90, 1, 1, 37),
+        ConvGeometry(7, 6, 90, 1, 1, 37, strides=(2, 2)),
+        dense_geometry(5, 900, 3),
+    ],
+    ids=["3x3", "dilated", "1x1", "1x1_stride2", "dense"],
+)
+def test_no_schedule_changes_a_byte(geometry):
+    tensors, x = sample_tensors(Layer(geometry)), sample_input(geometry, 2)
+    expected = _agrees(Layer(geometry), batch=2)
+    for tile in (RegisterTile(3, 16), RegisterTile(9, 48)):
+        for panels, k_step, groups, parallel in ((1, 20, 1, True), (2, 64, 3, True), (3, 1000, 2, False)):
+            schedule = ConvSchedule(tile, panels, k_step, groups, parallel)
+            np.testing.assert_array_equal(run(Layer(geometry, schedule=schedule), tensors, x).y, expected)
+
+
+def test_every_default_schedule_fits_the_registers_and_covers_the_work():
+    for isa in (AVX512, AVX2, NEON, SSE):
+        for rows_side, C, k, M in itertools.product((1, 7, 14, 55), (3, 64, 1024), (1, 3), (1, 10, 48, 1000)):
+            geometry = ConvGeometry(rows_side, rows_side, C, k, k, M, padding=(k // 2,) * 4)
+            for batch in (None, 1, 8):
+                schedule = default_conv_schedule(isa, geometry, batch)
+                vectors = schedule.tile.NR // isa.lanes
+                assert schedule.tile.MR * vectors + vectors < isa.registers
+                assert 1 <= schedule.groups <= -(-M // schedule.tile.NR)
 
 
 @pytest.mark.parametrize("name", ["3x3", "one_row"])

@@ -1,0 +1,65 @@
+"""Convolutions and dense layers without reuse as calls of TIR kernels, for a CPU target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tvm import relax, te
+from tvm.target import Target
+
+from adr_tvm import ops
+from adr_tvm._tvm import constant, static_shape, tensor_type
+from adr_tvm.geometry import ConvGeometry
+from adr_tvm.schedules.dense_conv2d import Destination, dense_conv2d
+from adr_tvm.schedules.packing import pack_weights, pad_channels, te_pack_weights, te_pad_channels
+from adr_tvm.schedules.tuned import conv_schedule
+
+
+def lower_dense(bb: relax.BlockBuilder, call: relax.Call, target: Target) -> relax.Expr:
+    """The lowered form of a call of ``adr.conv2d``, ``adr.conv2d_add`` or ``adr.dense``."""
+    kernel, args, image = dense_kernel(bb, call, target, Destination(residual=call.op.name == ops.CONV2D_ADD))
+    y = relax.call_tir(kernel, args, image)
+    return relax.op.reshape(bb.emit(y), ops.output_type(call).shape) if call.op.name == ops.DENSE else y
+
+
+def dense_kernel(
+    bb: relax.BlockBuilder, call: relax.Call, target: Target, to: Destination
+) -> tuple[Any, list[relax.Expr], relax.TensorType]:
+    """The kernel of a call, its arguments, and the type of the tensor that it writes (to)."""
+    g, x = ops.geometry_of(call), call.args[0]
+    if call.op.name == ops.DENSE:
+        x = bb.emit(relax.op.reshape(x, relax.ShapeExpr([x.ty.shape[0], g.H, 1, g.C])))
+    schedule = conv_schedule(target, g, static_shape(x)[0])
+    kernel = bb.add_func(dense_conv2d(g, ops.activation_of(call), schedule, to), "adr_conv2d")
+    image = tensor_type([x.ty.shape[0], g.OH, g.OW, g.M if to.channels is None else to.channels])
+    return kernel, [x, *packed_weights(bb, call, g, schedule.tile.NR), *call.args[3:]], image
+
+
+def packed_weights(
+    bb: relax.BlockBuilder, call: relax.Call, geometry: ConvGeometry, NR: int
+) -> tuple[relax.Expr, relax.Expr]:
+    """Weights and bias of a call in the layout of kernels with blocks of NR output channels."""
+    g = geometry
+    w, bias = call.args[1:3]
+    shape = (g.KH, g.KW, g.C, g.M)
+
+    def te_pack(t: te.Tensor) -> te.Tensor:
+        four = te.compute(shape, lambda y, x, c, m: t[c, m], name="as_hwio") if len(t.shape) == 2 else t
+        return te_pack_weights(four, NR)
+
+    return (
+        prepared(bb, w, lambda v: pack_weights(v.reshape(shape), NR), te_pack),
+        prepared(bb, bias, lambda v: pad_channels(v, NR), lambda t: te_pad_channels(t, NR)),
+    )
+
+
+def prepared(
+    bb: relax.BlockBuilder, expr: relax.Expr, fold: Callable[[np.ndarray], np.ndarray], te_fold: Any
+) -> relax.Expr:
+    """A weight-like argument in the kernels' layout: at compile time where it is constant, else on every call."""
+    value = constant(expr)
+    if value is not None:
+        return relax.const(fold(value))
+    return bb.emit(bb.call_te(te_fold, expr))
