@@ -13,7 +13,9 @@ from adr_tvm import ops
 from adr_tvm._tvm import constant, static_shape, tensor_type
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.schedules.dense_conv2d import Destination, dense_conv2d
+from adr_tvm.schedules.narrow_conv2d import is_narrow, narrow_conv2d
 from adr_tvm.schedules.packing import pack_weights, pad_channels, te_pack_weights, te_pad_channels
+from adr_tvm.schedules.register_tile import isa_of
 from adr_tvm.schedules.tuned import conv_schedule
 
 
@@ -31,10 +33,13 @@ def dense_kernel(
     g, x = ops.geometry_of(call), call.args[0]
     if call.op.name == ops.DENSE:
         x = bb.emit(relax.op.reshape(x, relax.ShapeExpr([x.ty.shape[0], g.H, 1, g.C])))
-    schedule = conv_schedule(target, g, static_shape(x)[0])
-    kernel = bb.add_func(dense_conv2d(g, ops.activation_of(call), schedule, to), "adr_conv2d")
     image = tensor_type([x.ty.shape[0], g.OH, g.OW, g.M if to.channels is None else to.channels])
-    return kernel, [x, *packed_weights(bb, call, g, schedule.tile.NR), *call.args[3:]], image
+    if to == Destination() and is_narrow(isa_of(target), g):
+        func, NR = narrow_conv2d(g, ops.activation_of(call), isa_of(target)), g.M
+    else:
+        schedule = conv_schedule(target, g, static_shape(x)[0])
+        func, NR = dense_conv2d(g, ops.activation_of(call), schedule, to), schedule.tile.NR
+    return bb.add_func(func, "adr_conv2d"), [x, *packed_weights(bb, call, g, NR), *call.args[3:]], image
 
 
 def packed_weights(

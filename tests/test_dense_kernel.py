@@ -1,6 +1,7 @@
 """The dense kernel: clause 11 of ``docs/algorithm.md``, one FMA chain over (KH, KW, C) whatever the tile."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry, dense_geometry
 from adr_tvm.reference import conv2d, conv2d_chain
 from adr_tvm.schedules.conv_schedule import ConvSchedule, default_conv_schedule
+from adr_tvm.schedules.narrow_conv2d import is_narrow
 from adr_tvm.schedules.register_tile import AVX2, AVX512, NEON, SSE, RegisterTile, gemm_tile
 
 ACTIVATIONS = {
@@ -73,6 +75,22 @@ def test_no_schedule_changes_a_byte(geometry):
         for panels, k_step, groups, parallel in ((1, 20, 1, True), (2, 64, 3, True), (3, 1000, 2, False)):
             schedule = ConvSchedule(tile, panels, k_step, groups, parallel)
             np.testing.assert_array_equal(run(Layer(geometry, schedule=schedule), tensors, x).y, expected)
+
+
+@pytest.mark.parametrize("M", [1, 3])
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        ConvGeometry(7, 150, 20, 3, 5, 1, padding=(1, 2, 1, 2)),
+        ConvGeometry(9, 40, 3, 9, 9, 1, padding=(4, 4, 4, 4)),
+        ConvGeometry(13, 70, 17, 2, 3, 1, strides=(2, 1), padding=(0, 3, 1, 0), dilation=(2, 3)),
+    ],
+    ids=["3x5", "9x9", "dilated"],
+)
+def test_few_output_channels(geometry, M):
+    geometry = replace(geometry, M=M)
+    assert is_narrow(AVX512, geometry)
+    _agrees(Layer(geometry, activation=Activation.relu()), batch=2)
 
 
 def test_every_default_schedule_fits_the_registers_and_covers_the_work():
