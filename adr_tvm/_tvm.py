@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax
+from tvm import relax, tirx
+from tvm.relax import vm_build
 
 
 def host_cpu() -> str:
@@ -15,9 +16,21 @@ def host_cpu() -> str:
     return str(tvm.get_global_func("tvm.codegen.llvm.GetHostCPUName")())
 
 
-def cpu_target(mcpu: str | None = None) -> tvm.target.Target:
-    """A CPU target with all features of a processor (default: this one)."""
-    return tvm.target.Target({"kind": "llvm", "mcpu": mcpu or host_cpu()})
+def cpu_target(mcpu: str | None = None, threads: int | None = None) -> tvm.target.Target:
+    """A CPU target with all features of a processor (default: this one).
+
+    Args:
+        mcpu: LLVM's name of the processor.
+        threads: that work should divide among evenly; None leaves it to the kernels.
+    """
+    cores = {} if threads is None else {"num-cores": threads}
+    return tvm.target.Target({"kind": "llvm", "mcpu": mcpu or host_cpu(), **cores})
+
+
+def target_threads(target: tvm.target.Target) -> int | None:
+    """The number of threads that a target was made for, if it says."""
+    cores = target.attrs.get("num-cores")
+    return None if cores is None else int(cores)
 
 
 def cpu_features(target: tvm.target.Target) -> list[str]:
@@ -84,6 +97,29 @@ def dict_attrs(**values: Any) -> Any:
 def tensor_type(shape: Any, dtype: str = "float32") -> relax.TensorType:
     """The type of a tensor of a shape (ints and expressions)."""
     return relax.TensorType(list(shape), dtype)
+
+
+def packed_tensor(pointer: Any, shape: list[Any], dtype: str) -> Any:
+    """In a PrimFunc: a tensor at an address, as an argument of ``packed_call``; contiguous."""
+    dims = tirx.op.tvm_stack_make_shape(*shape)
+    return tirx.op.tvm_stack_make_array(pointer, dims, 0, len(shape), tirx.const(0, dtype), 0)
+
+
+def packed_call(symbol: str, args: list[Any]) -> Any:
+    """In a PrimFunc: a call of another PrimFunc of the library.
+
+    A call of its ``GlobalVar`` would be turned into this with one argument too many, which the callee refuses.
+    """
+    call = tvm.ir.Op.get("tirx.tvm_call_cpacked")
+    return tirx.Evaluate(tvm.ir.Call(call, [tvm.ir.StringImm(symbol), *args], ret_ty="int32"))
+
+
+def with_functions_of(executable: relax.VMExecutable, mod: tvm.IRModule) -> relax.VMExecutable:
+    """An executable of the Relax functions of ``mod``, whose PrimFuncs are those that ``executable`` has compiled."""
+    builder = relax.ExecBuilder()
+    vm_build._vmcodegen(builder, mod)
+    library = executable.mod.imports[0]
+    return relax.VMExecutable(vm_build._ffi_api.VMLink(builder, None, library, [], {}))
 
 
 class Dataflow:

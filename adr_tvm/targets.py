@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 def _this_cpu() -> tvm.target.Target:
     from adr_tvm._tvm import cpu_target
+    from adr_tvm.deploy.threads import set_threads
 
-    return cpu_target()
+    return cpu_target(threads=set_threads())
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from adr_tvm.schedules.register_tile import Isa, RegisterTile, conv_tile
 
 CHUNK_ROWS = 112  # with K_STEP entries each they take 240 KB: packed rows stay in L2 while the weights stream past
 K_STEP = 512
-TASKS = 8  # at least so many, where there is work for them
 GROUP_CHANNELS = 64  # rows are packed again for each group of channels: it must pay
+THREADS = 4  # where the target does not say
 SERIAL_FLOPS = 1_000_000  # below, starting threads costs more than they save
 
 
@@ -41,34 +41,37 @@ class ConvSchedule:
             raise ValueError(f"{self}: numbers from 1 on are expected")
 
 
-def default_conv_schedule(isa: Isa, geometry: ConvGeometry, batch: int | None = None) -> ConvSchedule:
+def default_conv_schedule(
+    isa: Isa, geometry: ConvGeometry, batch: int | None = None, threads: int = THREADS
+) -> ConvSchedule:
     """A good schedule without any measurement.
 
     Args:
         batch: images in a call; None where it is known only then, and one is assumed.
+        threads: that the work should divide among evenly.
     """
     rows = geometry.rows * (batch or 1)
     # A dense layer may be called with one row or with thousands.
     tile = conv_tile(isa, 1024 if batch is None and geometry.rows == 1 else rows, geometry.M)
-    schedule = schedule_for_tile(tile, geometry, rows)
+    schedule = schedule_for_tile(tile, geometry, rows, threads)
     if batch is None or 2 * rows * geometry.K * geometry.M >= SERIAL_FLOPS:
         return schedule
     return ConvSchedule(tile, schedule.panels, schedule.k_step, 1, parallel=False)
 
 
-def schedule_for_tile(tile: RegisterTile, geometry: ConvGeometry, rows: int) -> ConvSchedule:
+def schedule_for_tile(tile: RegisterTile, geometry: ConvGeometry, rows: int, threads: int = THREADS) -> ConvSchedule:
     """The rest of a schedule, given its tile.
 
     Args:
         rows: of X in a call.
+        threads: that the work should divide among evenly.
     """
     panels = -(-rows // tile.MR)
     chunks = -(-panels // max(1, CHUNK_ROWS // tile.MR))
-    if chunks > 1:  # a number that 2, 4 or 8 threads share evenly
-        even = next(n for n in (8, 4, 2) if chunks > n / 2)
-        chunks = -(-chunks // even) * even
+    if chunks >= threads:
+        chunks = -(-chunks // threads) * threads
     width = tile.NR if reads_directly(geometry) else max(tile.NR, GROUP_CHANNELS)
-    groups = max(1, min(-(-TASKS // chunks), geometry.M // width))
+    groups = max(1, min(-(-threads // chunks), geometry.M // width))
     if rows == 1:
         groups = -(-geometry.M // tile.NR)
     return ConvSchedule(tile, -(-panels // chunks), K_STEP, groups)

@@ -110,19 +110,38 @@ def conv_task(geometry: ConvGeometry, activation: Activation, schedule: ConvSche
             Y[row // rows, row % rows // OW, row % rows % OW, offset + m] = act(acc[i, c] + bias[m])
 
     @T.inline
+    def store_row(acc, i, bias, R, Y, row, block):
+        if block < M // NR:
+            for v in T.unroll(vectors):
+                for j in T.vectorized(lanes):
+                    result(acc, i, v * lanes + j, bias, R, Y, row, block)
+        else:
+            for j in range(M % NR):
+                result(acc, i, j, bias, R, Y, row, block)
+
+    @T.inline
     def store(acc, bias, R, Y, first, end, block):
         for i in T.unroll(MR):
             if first + i < end:
-                if block < M // NR:
-                    for v in T.unroll(vectors):
-                        for j in T.vectorized(lanes):
-                            result(acc, i, v * lanes + j, bias, R, Y, first + i, block)
-                else:
-                    for j in range(M % NR):
-                        result(acc, i, j, bias, R, Y, first + i, block)
+                store_row(acc, i, bias, R, Y, first + i, block)
 
     @T.inline
-    def inline(X, packed, bias, R, Y, first, end, group):
+    def one_row(X, packed, bias, R, Y, first, end, group):
+        for slot in range(T.min(in_group, blocks - group * in_group)):
+            acc = T.alloc_buffer((1, NR), "float32", scope="local")
+            for v in T.unroll(vectors):
+                for j in T.vectorized(lanes):
+                    acc[0, v * lanes + j] = T.float32(0)
+            for k in range(K):
+                for v in T.unroll(vectors):
+                    for j in T.vectorized(lanes):
+                        acc[0, v * lanes + j] = (
+                            acc[0, v * lanes + j] + X[first * C + k] * packed[group * in_group + slot, k, v * lanes + j]
+                        )
+            store_row(acc, 0, bias, R, Y, first, group * in_group + slot)
+
+    @T.inline
+    def many_rows(X, packed, bias, R, Y, first, end, group):
         A = T.alloc_buffer((1 if direct else chunk, pitch), "float32")
         sums = T.alloc_buffer((in_group if count > 1 else 1, chunk if count > 1 else 1, NR), "float32")
         panels = T.meta_var(T.min((end - first + (MR - 1)) // MR, schedule.panels))
@@ -153,6 +172,16 @@ def conv_task(geometry: ConvGeometry, activation: Activation, schedule: ConvSche
                             for v in T.unroll(vectors):
                                 for j in T.vectorized(lanes):
                                     sums[slot, panel * MR + i, v * lanes + j] = acc[i, v * lanes + j]
+
+    @T.inline
+    def inline(X, packed, bias, R, Y, first, end, group):
+        if rows == 1 and MR > 1:  # a dense layer, tiled for many rows, may be called with one
+            if end - first == 1:
+                one_row(X, packed, bias, R, Y, first, end, group)
+            else:
+                many_rows(X, packed, bias, R, Y, first, end, group)
+        else:
+            many_rows(X, packed, bias, R, Y, first, end, group)
 
     return inline
 
