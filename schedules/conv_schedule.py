@@ -13,6 +13,8 @@ from adr_tvm.schedules.register_tile import Isa, RegisterTile, conv_tile
 
 CHUNK_ROWS = 112  # with K_STEP entries each they take 240 KB: packed rows stay in L2 while the weights stream past
 K_STEP = 512
+ONE_CHUNK_ROWS = 224  # up to this many rows, weights too large for L2 are read once, for one chunk
+LARGE_WEIGHTS = 1024 * 1024  # bytes
 GROUP_CHANNELS = 64  # rows are packed again for each group of channels: it must pay
 THREADS = 4  # where the target does not say
 SERIAL_FLOPS = 1_000_000  # below, starting threads costs more than they save
@@ -67,7 +69,8 @@ def schedule_for_tile(tile: RegisterTile, geometry: ConvGeometry, rows: int, thr
         threads: that the work should divide among evenly.
     """
     panels = -(-rows // tile.MR)
-    chunks = -(-panels // max(1, CHUNK_ROWS // tile.MR))
+    once = rows <= ONE_CHUNK_ROWS and 4 * geometry.K * geometry.M >= LARGE_WEIGHTS
+    chunks = 1 if once else -(-panels // max(1, CHUNK_ROWS // tile.MR))
     if chunks >= threads:
         chunks = -(-chunks // threads) * threads
     width = tile.NR if reads_directly(geometry) else max(tile.NR, GROUP_CHANNELS)

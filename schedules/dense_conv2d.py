@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
@@ -21,6 +22,7 @@ from adr_tvm.schedules.epilogue import activation_expr
 from adr_tvm.schedules.im2col import copy_runs, copy_units
 from adr_tvm.schedules.register_tile import RegisterTile
 
+PAGE = 1024  # floats of a page of memory
 LINE = 16  # floats of a cache line; a row pitch of an odd number of lines keeps packed rows out of each other's sets
 
 
@@ -39,10 +41,13 @@ class Destination:
     residual: bool = False
 
 
-def conv_task(geometry: ConvGeometry, activation: Activation, schedule: ConvSchedule, to: Destination):
+def conv_task(
+    geometry: ConvGeometry, activation: Activation, schedule: ConvSchedule, to: Destination, gather: Any = None
+):
     """Inline ``(X, packed, bias, R, Y, first, end, group)``: one chunk of rows, from row ``first`` of all images on.
 
-    X is flat; R, the residual, is not read without one. Rows from ``end`` on are not written.
+    X is flat; R, the residual, is not read without one. Rows from ``end`` on are not written. ``gather`` packs other
+    rows than those of the image: inline ``(X, A, first, i, step, end)``, step of K of row first + i to A[i].
     """
     H, W, C, OW, M, K, rows = geometry.H, geometry.W, geometry.C, geometry.OW, geometry.M, geometry.K, geometry.rows
     SH, SW = geometry.strides
@@ -50,21 +55,32 @@ def conv_task(geometry: ConvGeometry, activation: Activation, schedule: ConvSche
     vectors, lanes = schedule.tile.vectors, NR // schedule.tile.vectors
     blocks = -(-M // NR)
     in_group = -(-blocks // schedule.groups)
+    in_page = max(1, PAGE // NR)
     steps = k_steps(geometry, schedule.k_step)
     count, width = steps.count, steps.together * steps.entries
     pitch = (-(-width // LINE) | 1) * LINE
-    direct, whole_rows = reads_directly(geometry), count == 1 and geometry.dilation[1] == 1
+    direct, whole_rows = gather is None and reads_directly(geometry), count == 1 and geometry.dilation[1] == 1
     runs, units = copy_runs(geometry), copy_units(geometry, steps)
     act = activation_expr(activation)
     residual, offset = to.residual, to.offset
 
     @T.inline
-    def pack(X, A, first, i, step, end):
+    def pack_image(X, A, first, i, step, end):
         row = T.meta_var(first + i)
         if whole_rows:
             runs(X, row // rows, row % rows, row < end, A, i)
         else:
             units(X, row // rows, row % rows, row < end, A, i, step)
+
+    pack = pack_image if gather is None else gather
+
+    @T.inline
+    def touch(packed, block, step, length):
+        # The processor fetches ahead within a page, not across pages: on its own it would wait at each new one.
+        if block < blocks:
+            for q in range((length + (in_page - 1)) // in_page):
+                place = T.address_of(packed[block, step * width + q * in_page, 0])
+                T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", place, T.int32(0), T.int32(3), T.int32(1)))
 
     @T.inline
     def clear(acc):
@@ -152,6 +168,7 @@ def conv_task(geometry: ConvGeometry, activation: Activation, schedule: ConvSche
                     pack(X, A, first, i, step, end)
             for slot in range(T.min(in_group, blocks - group * in_group)):
                 block = T.meta_var(group * in_group + slot)
+                touch(packed, block + 1, step, length)
                 for panel in range(panels):
                     acc = T.alloc_buffer((MR, NR), "float32", scope="local")
                     if step == 0:
@@ -175,7 +192,7 @@ def conv_task(geometry: ConvGeometry, activation: Activation, schedule: ConvSche
 
     @T.inline
     def inline(X, packed, bias, R, Y, first, end, group):
-        if rows == 1 and MR > 1:  # a dense layer, tiled for many rows, may be called with one
+        if rows == 1 and MR > 1 and gather is None:  # a dense layer, tiled for many rows, may be called with one
             if end - first == 1:
                 one_row(X, packed, bias, R, Y, first, end, group)
             else:
