@@ -13,17 +13,23 @@ from tvm import relax
 from tvm.target import Target
 
 from adr_tvm.passes.adaptive_deep_reuse import AdaptiveDeepReuse
+from adr_tvm.passes.branch_on_repetition import BranchOnRepetition
 from adr_tvm.passes.channels_last import ChannelsLast
 from adr_tvm.passes.conv_transpose_to_conv import ConvTransposeToConv
 from adr_tvm.passes.dense_entry import DenseEntry
 from adr_tvm.passes.dump_ir import DumpIR
 from adr_tvm.passes.expose_counts import ExposeCounts
 from adr_tvm.passes.fold_batch_norm import FoldBatchNorm
+from adr_tvm.passes.fold_flatten import FoldFlatten
+from adr_tvm.passes.fold_scales import FoldScales
 from adr_tvm.passes.fold_shapes import FoldShapes
 from adr_tvm.passes.fuse_epilogue import FuseEpilogue
+from adr_tvm.passes.fuse_residual import FuseResidual
 from adr_tvm.passes.lower_operators import LowerOperators
+from adr_tvm.passes.lower_tensor_ops import LowerTensorOps
 from adr_tvm.passes.mark_candidates import CandidateRules, MarkCandidates
 from adr_tvm.passes.mark_no_alias import MarkNoAlias
+from adr_tvm.passes.merge_calls import MergeCalls
 from adr_tvm.passes.observe_candidates import ObserveCandidates
 from adr_tvm.passes.reshape_views import KEPT, ReshapeViews
 from adr_tvm.passes.schedule_loops import ScheduleLoops
@@ -39,6 +45,8 @@ def canonicalise(rules: CandidateRules | None = None) -> Passes:
         # Batch norms vanish into the convolutions before them.
         FoldBatchNorm(),
         relax.transform.DecomposeOpsForInference(),
+        # So do the scales and shifts that exporters write in place of them.
+        FoldScales(),
         # powf has no vector form; LRN's exponent needs only square roots.
         SimplifyPower(),
         # NHWC everywhere; transposes only at the edges.
@@ -46,6 +54,8 @@ def canonicalise(rules: CandidateRules | None = None) -> Passes:
         ConvTransposeToConv(),
         # Convolutions and matrix products with their bias and activation become operators of ours.
         FuseEpilogue(),
+        # A flattened tensor needs no transpose before a dense layer: its weights are reordered.
+        FoldFlatten(),
         # Which of them may be rewritten, and why the others may not.
         MarkCandidates(rules),
     ]
@@ -68,8 +78,13 @@ def rewrite(plan: ReusePlan) -> Passes:
 def lower(target: Target) -> Passes:
     """From operators to scheduled TIR."""
     return [
+        # Lossless layers need data that repeat: without, the rest of the network runs as if there were none.
+        BranchOnRepetition(),
+        FuseResidual(),
         # cluster -> GEMM -> scatter, and the dense kernels.
         LowerOperators(target),
+        # Pooling, normalisation and what else has a kernel of its own.
+        LowerTensorOps(target),
         # Everything else: TVM's legalisation and fusion, then our loop schedule.
         relax.backend.DispatchSampling(),
         relax.backend.DispatchSortScan(),
@@ -85,9 +100,14 @@ def lower(target: Target) -> Passes:
     ]
 
 
-def finish() -> Passes:
-    """Memory planning and the virtual machine's form."""
+def finish(merge: bool = True) -> Passes:
+    """Memory planning and the virtual machine's form.
+
+    Args:
+        merge: False: the virtual machine calls each kernel by itself, so that its instruments can time them.
+    """
     return [
+        *([MergeCalls()] if merge else []),
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),
