@@ -10,6 +10,10 @@ import tvm
 from tvm import relax, tirx
 from tvm.relax import vm_build
 
+from adr_tvm import script_parser
+
+script_parser.install()
+
 
 def host_cpu() -> str:
     """LLVM's name of this machine's processor, e.g. ``znver5``."""

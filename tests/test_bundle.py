@@ -19,6 +19,7 @@ MANIFEST = Manifest(
     cpu="znver5",
     cpu_features=["avx2", "fma"],
     library_sha256="b" * 64,
+    weights_sha256="c" * 64,
     inputs=[TensorSpec("x", ("N", 3, 8, 8), "float32")],
     outputs=[TensorSpec("y", ("N", 10), "float32")],
     reuse_layers=[ReuseLayer("conv1", 64, "image", None), ReuseLayer("conv2", 128, "batch", 7)],

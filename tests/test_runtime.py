@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -13,8 +16,9 @@ import pytest
 from bundles import REUSE, classifier, images, make_bundle, two_by_two
 
 import adr_tvm
+from adr_tvm.data.tensor_spec import TensorSpec
 from adr_tvm.deploy.runtime import LayerCounts
-from adr_tvm.deploy.tensors import ALIGNMENT, fit_for_kernels
+from adr_tvm.deploy.tensors import ALIGNMENT, Feed, aligned
 from adr_tvm.errors import ModelError
 
 VECTORS = {"conv1": 64, "conv2": 128}  # of one image: 8x8 rows, 8x8 pixels in 2 segments
@@ -37,6 +41,11 @@ def pair(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pair") / "out"
     make_bundle(folder, two_by_two(), {})
     return adr_tvm.load(folder)
+
+
+def readable(shape):
+    """Memory that kernels read in place."""
+    return aligned(4 * int(np.prod(shape))).view("float32").reshape(shape)
 
 
 def torch_or_skip():
@@ -109,10 +118,38 @@ def test_results_are_the_callers(model, pair):
     kept = first.copy()
     model(x[::-1])
     np.testing.assert_array_equal(first, kept)
-    a = fit_for_kernels(np.ones((2, 6), "float32"))  # passed in place, and the second output is a view of it
+    a = readable((2, 6))  # passed in place, and the second output is a view of it
+    a[...] = 1
     view = pair(a, a)[1]
     view[:] = 7
     assert (a == 1).all()
+
+
+def test_memory_does_not_grow_with_every_new_batch_size(model):
+    def resident():
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    x = np.tile(images(2), (1000, 1, 1, 1))  # a call takes 10 MiB; if all were kept, 60 would take 600
+    model.dense(x)
+    before = resident()
+    for fewer in range(1, 61):
+        model.dense(x[fewer:])
+    assert resident() - before < 200
+
+
+def test_a_model_for_each_thread(folder, model):
+    inputs = [images(5)[i:] for i in range(4)]
+    expected = [model(x) for x in inputs]
+
+    def work(x):
+        own = adr_tvm.load(folder)
+        return [own(x) for _ in range(20)]
+
+    with ThreadPoolExecutor(len(inputs)) as pool:
+        for found, one in zip(pool.map(work, inputs), expected, strict=True):
+            for each in found:
+                np.testing.assert_array_equal(each, one)
 
 
 def test_arrays_that_kernels_cannot_read_in_place(model):
@@ -121,7 +158,8 @@ def test_arrays_that_kernels_cannot_read_in_place(model):
     memory = np.zeros(x.size + 1, "float32")
     shifted = memory[1:].reshape(x.shape)
     shifted[...] = x
-    frozen = fit_for_kernels(x).copy()
+    frozen = readable(x.shape)
+    frozen[...] = x
     frozen.flags.writeable = False
     strided = np.ascontiguousarray(x[..., ::-1])[..., ::-1]
     transposed = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
@@ -130,13 +168,31 @@ def test_arrays_that_kernels_cannot_read_in_place(model):
 
 
 def test_only_what_must_be_copied_is():
-    array = fit_for_kernels(np.ones((4, 3), "float32"))
-    assert array.ctypes.data % ALIGNMENT == 0
-    assert fit_for_kernels(array) is array
+    feed = Feed([TensorSpec("x", ("N", 64), "float32")])
+    array = readable((4, 64))
+    assert feed([array])[0].data_ptr() == array.ctypes.data
+    array.flags.writeable = False
+    copy = feed([array])[0]
+    assert copy.data_ptr() != array.ctypes.data
+    assert copy.data_ptr() % ALIGNMENT == 0
     torch = torch_or_skip()
     tensor = torch.ones(64, 64)
-    assert fit_for_kernels(tensor).data_ptr() == tensor.data_ptr()
-    assert fit_for_kernels(tensor[:, 1:]).data_ptr() % ALIGNMENT == 0
+    assert feed([tensor])[0].data_ptr() == tensor.data_ptr()
+    wide = torch.ones(64, 65)[:, 1:]
+    assert feed([wide])[0].data_ptr() % ALIGNMENT == 0
+    assert feed([wide])[0].data_ptr() not in (wide.data_ptr(), tensor.data_ptr())
+
+
+def test_every_call_is_checked(pair):
+    """What was accepted once is remembered; it must not let anything else pass."""
+    good = np.ones((2, 6), "float32")
+    for bad in (np.ones((2, 6)), np.ones((3, 6), "float32"), [[1.0] * 6] * 2):
+        pair(good, good)
+        with pytest.raises((TypeError, ValueError), match="input 'b'"):
+            pair(good, bad)
+    for batch in (1, 2, 3):
+        a = np.full((batch, 6), batch, "float32")
+        np.testing.assert_array_equal(pair(a, a)[0], 2 * a)
 
 
 def test_torch_in_torch_out(model):
@@ -212,6 +268,8 @@ def edit(name, **values):
     [
         (lambda f: (f / "model.so").write_bytes((f / "model.so").read_bytes()[:5000]), "model.so is damaged"),
         (lambda f: (f / "model.so").unlink(), "cannot read .*model.so"),
+        (lambda f: (f / "weights.bin").unlink(), "cannot read .*weights.bin"),
+        (lambda f: (f / "weights.bin").write_bytes(bytes(640)), "weights.bin is damaged"),
         (lambda f: (f / "plan.json").unlink(), "cannot read .*plan.json"),
         (edit("plan.json", model_sha256="0" * 64), "plan and manifest are not of one bundle"),
         (edit("bundle.json", reuse_layers=[]), "plan and manifest are not of one bundle"),

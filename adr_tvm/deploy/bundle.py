@@ -4,6 +4,7 @@
 |---|---|
 | ``bundle.json`` | the manifest: what the library takes and returns, and what it was made from |
 | ``model.so`` | the compiled network: entries ``main``, ``dense`` and, if a layer reuses, ``main_counts`` |
+| ``weights.bin`` | the constants of all entries, which take them as their last argument |
 | ``plan.json``, ``planes.npz`` | the plan |
 | ``report.json``, ``report.html``, ``timings.json`` | what was measured |
 """
@@ -34,13 +35,17 @@ if TYPE_CHECKING:
     import tvm
 
     from adr_tvm.frontend.onnx_model import CheckedModel
+    from adr_tvm.library import Library
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "bundle.json"
 LIBRARY_FILE = "model.so"
+WEIGHTS_FILE = "weights.bin"
 TIMINGS_FILE = "timings.json"
 HTML_FILE = "report.html"
-BUNDLE_FILES = (MANIFEST_FILE, LIBRARY_FILE, PLAN_FILE, PLANES_FILE, REPORT_FILE, TIMINGS_FILE, HTML_FILE)
+BUNDLE_FILES = (
+    MANIFEST_FILE, LIBRARY_FILE, WEIGHTS_FILE, PLAN_FILE, PLANES_FILE, REPORT_FILE, TIMINGS_FILE, HTML_FILE,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class Manifest:
         target: what was compiled for, as the user named it.
         cpu: LLVM's name of that processor.
         cpu_features: vector extensions that the library may use; without them it cannot run.
-        library_sha256: of ``model.so``.
+        library_sha256, weights_sha256: of ``model.so`` and ``weights.bin``.
         inputs, outputs: of the network, in order.
         reuse_layers: in the order of the counts of ``main_counts``.
         lossless: whether ``main`` returns the same bits as ``dense``.
@@ -83,6 +88,7 @@ class Manifest:
     cpu: str
     cpu_features: list[str]
     library_sha256: str
+    weights_sha256: str
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
     reuse_layers: list[ReuseLayer]
@@ -120,7 +126,7 @@ class Manifest:
 
 def write_bundle(
     folder: str | Path,
-    executable: tvm.runtime.Executable,
+    executable: Library,
     checked: CheckedModel,
     plan: ReusePlan,
     mod: tvm.IRModule,
@@ -159,8 +165,8 @@ def check_linker() -> None:
         raise MissingDependencyError("no C++ compiler to link with: install one (apt install g++) or name it in CXX")
 
 
-def write_library(executable: tvm.runtime.Executable, folder: str | Path) -> Path:
-    """Link an executable into ``model.so``; returns its path.
+def write_library(executable: Library, folder: str | Path) -> Path:
+    """Link an executable into ``model.so`` and write ``weights.bin`` beside it; returns the library's path.
 
     Raises:
         MissingDependencyError: there is no C++ compiler to link with.
@@ -168,8 +174,10 @@ def write_library(executable: tvm.runtime.Executable, folder: str | Path) -> Pat
     """
     check_linker()
     path = Path(folder) / LIBRARY_FILE
+    code, weights = executable.without_weights()
     try:
-        executable.export_library(str(path))
+        code.export_library(str(path))
+        weights.tofile(path.with_name(WEIGHTS_FILE))
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
     return path
@@ -194,6 +202,7 @@ def describe(
         cpu=str(target.attrs.get("mcpu", "")),
         cpu_features=vector_extensions(cpu_features(target)),
         library_sha256=file_sha256(library),
+        weights_sha256=file_sha256(library.with_name(WEIGHTS_FILE)),
         inputs=list(checked.inputs),
         outputs=list(checked.outputs),
         reuse_layers=layers,

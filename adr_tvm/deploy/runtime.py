@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from tvm_ffi import from_dlpack, get_global_func
 
 from adr_tvm.data.tensor_spec import TensorSpec
-from adr_tvm.deploy.bundle import LIBRARY_FILE, Manifest, ReuseLayer, file_sha256
+from adr_tvm.deploy.bundle import LIBRARY_FILE, WEIGHTS_FILE, Manifest, ReuseLayer, file_sha256
 from adr_tvm.deploy.processor import missing_extensions, processor_name
-from adr_tvm.deploy.tensors import Array, check_inputs, fit_for_kernels, is_torch, own_outputs
+from adr_tvm.deploy.tensors import Array, Feed, aligned, is_torch, own_outputs
 from adr_tvm.deploy.threads import set_threads
 from adr_tvm.errors import ModelError
 from adr_tvm.plan import ReusePlan
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     import tvm
 
 Outputs: TypeAlias = "Array | tuple[Array, ...]"
+
+MOST_SHAPES = 4  # TVM's allocator keeps the memory of every size it ever gave out; after so many it is emptied
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,13 +61,14 @@ def load(folder: str | Path, threads: int | None = None) -> ReuseModel:
         UsageError: ``threads`` makes no sense, or TVM's runtime already runs with another number.
     """
     manifest, plan, library = _read(Path(folder))
+    weights = _read_weights(library.with_name(WEIGHTS_FILE), manifest.weights_sha256)
     set_threads(threads)
     import tvm
     from tvm.runtime.vm import VirtualMachine
 
     try:
         machine = VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
-        return ReuseModel(manifest, plan, machine)
+        return ReuseModel(manifest, plan, machine, weights)
     except (RuntimeError, AttributeError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"cannot load {library} ({reason}): compile it again on this machine") from error
@@ -86,6 +91,19 @@ def _read(folder: Path) -> tuple[Manifest, ReusePlan, Path]:
     return manifest, plan, library
 
 
+def _read_weights(path: Path, sha256: str) -> np.ndarray:
+    """The weights, uint8; read once, and never in memory twice."""
+    try:
+        memory = aligned(path.stat().st_size)
+        with path.open("rb") as file:
+            read = file.readinto(memory.data)
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
+    if read != memory.size or hashlib.sha256(memory.data).hexdigest() != sha256:
+        raise ModelError(f"{path} is damaged, its SHA-256 is not that of the manifest: compile it again")
+    return memory
+
+
 class ReuseModel:
     """A loaded network. Calls take and return NumPy arrays or torch tensors on the CPU.
 
@@ -102,10 +120,16 @@ class ReuseModel:
         inputs, outputs: name, shape and type; a dimension that is a string takes any size from 1 on.
     """
 
-    def __init__(self, manifest: Manifest, plan: ReusePlan, machine: tvm.runtime.vm.VirtualMachine) -> None:
+    def __init__(
+        self, manifest: Manifest, plan: ReusePlan, machine: tvm.runtime.vm.VirtualMachine, weights: np.ndarray
+    ) -> None:
         self.manifest, self.plan = manifest, plan
         self.inputs: tuple[TensorSpec, ...] = tuple(manifest.inputs)
         self.outputs: tuple[TensorSpec, ...] = tuple(manifest.outputs)
+        self._names = [spec.name for spec in self.inputs]
+        self._feed = Feed(self.inputs)
+        self._weights = from_dlpack(weights)
+        self._release = get_global_func("vm.builtin.memory_manager.clear")
         self._main, self._dense = machine["main"], machine["dense"]
         self._counts = machine["main_counts"] if manifest.reuse_layers else None
 
@@ -124,20 +148,23 @@ class ReuseModel:
 
     def run_with_counts(self, *arrays: Array, **by_name: Array) -> tuple[Outputs, dict[str, LayerCounts]]:
         """Run the network with reuse; also what each reuse layer counted, in network order."""
-        inputs = self._ordered(arrays, by_name)
+        given = self._ordered(arrays, by_name)
         if self._counts is None:
-            return self._run(self._main, inputs), {}
-        result, stats = self._counts(*inputs)
-        batch = inputs[0].shape[0] if inputs[0].ndim else 1
+            return self._run(self._main, given), {}
+        tensors = self._tensors(given)
+        result, stats = self._counts(*tensors, self._weights)
+        batch = given[0].shape[0] if given[0].ndim else 1
         counts = {
             layer.layer: _counts(layer, each, batch)
             for layer, each in zip(self.manifest.reuse_layers, stats, strict=True)
         }
-        return self._owned(result, inputs), counts
+        return self._owned(result, tensors, given), counts
 
-    def _ordered(self, arrays: Sequence[Any], by_name: dict[str, Any]) -> list[Any]:
-        """The inputs in the network's order, checked, as kernels can read them."""
-        names = [spec.name for spec in self.inputs]
+    def _ordered(self, arrays: Sequence[Any], by_name: dict[str, Any]) -> Sequence[Any]:
+        """The inputs in the network's order."""
+        names = self._names
+        if not by_name and len(arrays) == len(names):
+            return arrays
         expected = ", ".join(map(repr, names))
         if len(arrays) > len(names):
             raise TypeError(f"{len(arrays)} inputs given, expected {len(names)}: {expected}")
@@ -151,20 +178,27 @@ class ReuseModel:
         for name in names:
             if name not in given:
                 raise TypeError(f"input {name!r} is missing, expected {expected}")
-        ordered = [given[name] for name in names]
-        check_inputs(ordered, self.inputs)
-        return [fit_for_kernels(array) for array in ordered]
+        return [given[name] for name in names]
 
-    def _run(self, entry: Any, inputs: list[Any]) -> Outputs:
-        return self._owned(entry(*inputs), inputs)
+    def _tensors(self, given: Sequence[Any]) -> list[Any]:
+        """The inputs for compiled code."""
+        tensors = self._feed(given)
+        if len(self._feed.shapes) > MOST_SHAPES:
+            self._release()
+            self._feed.shapes.clear()
+        return tensors
 
-    def _owned(self, result: Any, inputs: list[Any]) -> Outputs:
+    def _run(self, entry: Any, given: Sequence[Any]) -> Outputs:
+        tensors = self._tensors(given)
+        return self._owned(entry(*tensors, self._weights), tensors, given)
+
+    def _owned(self, result: Any, tensors: Sequence[Any], given: Sequence[Any]) -> Outputs:
         outputs = [result] if len(self.outputs) == 1 and hasattr(result, "__dlpack__") else result
-        owned = own_outputs(outputs, inputs, any(is_torch(array) for array in inputs))
+        owned = own_outputs(outputs, tensors, any(map(is_torch, given)))
         return owned[0] if len(owned) == 1 else tuple(owned)
 
 
 def _counts(layer: ReuseLayer, stats: Any, batch: int) -> LayerCounts:
-    array = stats.numpy()
+    array = np.from_dlpack(stats)
     vectors = layer.vectors if layer.scope == "image" else layer.vectors * batch
     return LayerCounts(array[:, 0].astype(np.int64), array[:, 1].astype(bool), vectors)
