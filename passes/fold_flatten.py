@@ -23,7 +23,8 @@ TO_NCHW = (0, 3, 1, 2)
 class _Folder(PyExprMutator):
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = self.visit_expr_post_order(call)
-        if not is_op(call, ops.DENSE) or constant(call.args[1]) is None:
+        w = constant(call.args[1]) if is_op(call, ops.DENSE) else None
+        if w is None:
             return call
         flat = self._bound(call.args[0], "relax.reshape")
         transposed = None if flat is None else self._bound(flat.args[0], "relax.permute_dims")
@@ -33,7 +34,6 @@ class _Folder(PyExprMutator):
         H, W, C = static_shape(x)[1:]
         if None in (H, W, C) or static_shape(call.args[0])[1:] != (math.prod((H, W, C)),):
             return call
-        w = constant(call.args[1])
         rows = w.reshape(C, H, W, -1).transpose(1, 2, 0, 3).reshape(w.shape)
         folded = self.builder_.emit(relax.op.reshape(x, call.args[0].ty.shape))
         return relax.Call(call.op, [folded, relax.const(np.ascontiguousarray(rows)), *call.args[2:]], call.attrs)
