@@ -23,6 +23,8 @@ class _Simplifier(PyExprMutator):
         x, value = call.args[0], float(exponent.reshape(()))
         if constant(x) is not None or exponent.ndim > len(x.ty.shape):
             return call
+        if value == 1.0:
+            return x
         if value == 2.0:
             return relax.op.multiply(x, x)
         if value == 0.5:

@@ -2,7 +2,9 @@
 
 Chains of elementwise blocks are inlined. What remains runs in parallel over its outer spatial loops and in vectors
 over the innermost one; a reduction whose data are contiguous along the last spatial axis (pooling and means of NHWC
-tensors) moves inside of a vector of that axis, so that no lane ever waits for another.
+tensors) moves inside of a vector of that axis, so that no lane ever waits for another. Only as many outer loops are
+fused as there must be tasks: each fused index costs divisions. An extent that is no multiple of the vector is cut into
+a part that is, and a rest; without threads LLVM does that as well.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from tvm.s_tir.schedule import ScheduleError
 LANES = 16
 SPATIAL, REDUCTION = 0, 2  # values of IterVar.iter_type
 PARALLEL_WORK = 16 * 1024  # iterations below which starting threads costs more than it saves
+TASKS = 16  # fewest tasks that share out evenly
 
 
 def schedule_cpu_loops(func: tirx.PrimFunc) -> tirx.PrimFunc:
@@ -48,23 +51,39 @@ def _schedule_block(sch: Schedule, block: Any) -> None:
     if not spatial:
         return
     last = [v for v, kind in zip(iters, kinds, strict=True) if kind == SPATIAL][-1].var
-    lanes = None
-    if _contiguous(sch.get(block), last):
-        lanes = _lanes(_extent(sch, spatial[-1]))
-    outer, inner = spatial, []
-    if lanes is not None:
+    lanes, contiguous = None, _contiguous(sch.get(block), last)
+    if contiguous:
+        lanes = _lanes(_extent(sch, spatial[-1]), short=bool(reduction) or (_extent(sch, spatial[-1]) or 0) < LANES)
+    parallel, outer, rest = work >= PARALLEL_WORK, spatial[:-1], None
+    if lanes is None and parallel and not reduction and (_extent(sch, spatial[-1]) or 0) > LANES and contiguous:
+        whole, rest = sch.loop_partition(spatial[-1], [(_extent(sch, spatial[-1]) or 0) // LANES * LANES, None])
+        chunk, vector = sch.split(whole, [None, LANES])
+    elif lanes is not None:
         chunk, vector = sch.split(spatial[-1], [None, lanes])
-        outer, inner = [*spatial[:-1], chunk], [vector]
-    sch.reorder(*outer, *reduction, *inner)
+    else:
+        chunk, vector = spatial[-1], None
+    inner = [] if vector is None else [vector]
+    if rest is None:
+        sch.reorder(*outer, chunk, *reduction, *inner)
     # Loop kinds first: once its initialisation is split off, TVM no longer knows the block as a reduction.
-    if work >= PARALLEL_WORK:
-        sch.parallel(sch.fuse(*outer))
-    if inner:
-        sch.vectorize(inner[0])
+    if parallel:
+        sch.parallel(sch.fuse(*_tasks(sch, outer)) if outer else chunk)
+    for loop in (*inner, *([] if rest is None else [rest])):
+        sch.vectorize(loop)
     if reduction:
         init = sch.decompose_reduction(block, reduction[0])
         if inner:
             sch.vectorize(sch.get_loops(init)[-1])
+
+
+def _tasks(sch: Schedule, outer: list[Any]) -> list[Any]:
+    """As many of the outermost loops as make `TASKS` iterations; a loop of unknown extent may have one alone."""
+    iterations = 1
+    for count, loop in enumerate(outer, 1):
+        iterations *= _extent(sch, loop) or 1
+        if iterations >= TASKS:
+            return outer[:count]
+    return outer
 
 
 def _extent(sch: Schedule, loop: Any) -> int | None:
@@ -72,9 +91,10 @@ def _extent(sch: Schedule, loop: Any) -> int | None:
     return int(extent) if isinstance(extent, tirx.IntImm) else None
 
 
-def _lanes(extent: int | None) -> int | None:
-    """Largest vector that divides an extent; None where a vector would waste more than it gives."""
-    return next((n for n in (LANES, 8, 4) if extent is not None and extent % n == 0), None)
+def _lanes(extent: int | None, short: bool) -> int | None:
+    """Largest vector that divides an extent, a whole one alone unless ``short``; None where there is none."""
+    sizes = (LANES, 8, 4) if short else (LANES,)
+    return next((n for n in sizes if extent is not None and extent % n == 0), None)
 
 
 def _contiguous(block: SBlock, var: tirx.Var) -> bool:

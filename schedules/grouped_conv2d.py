@@ -1,4 +1,7 @@
-"""Grouped convolution: the dense implicit GEMM of each group, on its slice of the channels."""
+"""Grouped convolution: the dense implicit GEMM of each group, on its slice of the channels.
+
+A 1x1 convolution of stride 1 reads its rows where they lie; others pack them first.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,12 @@ from tvm.script import tirx as T
 
 from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry
+from adr_tvm.schedules.epilogue import activation_expr
 from adr_tvm.schedules.im2col import copy_row
-from adr_tvm.schedules.microkernel import multiply_tile, store_row
 from adr_tvm.schedules.packing import pack_weights
 from adr_tvm.schedules.register_tile import RegisterTile, panels_left
+
+STACK_BYTES = 1024  # buffers that TVM leaves on the stack are smaller
 
 
 def pack_grouped_weights(w: np.ndarray, groups: int, NR: int) -> np.ndarray:
@@ -36,7 +41,30 @@ def grouped_conv2d(group: ConvGeometry, groups: int, activation: Activation, til
     MR, NR, rows = tile.MR, tile.NR, group.rows
     blocks, chunk = -(-M // NR), tile.chunk_rows(K)
     chunks = -(-rows // chunk)
-    copy, multiply, store = copy_row(group), multiply_tile(tile), store_row(tile, M, OW, activation)
+    direct = (group.KH, group.KW, *group.strides, *group.padding) == (1, 1, 1, 1, 0, 0, 0, 0)
+    copy, act = copy_row(group), activation_expr(activation)
+    # Below 1 KiB LLVM gets a stack slot, which it keeps in registers; else TVM's workspace, written back at the end.
+    scope = "global" if MR * NR * 4 < STACK_BYTES else "local"
+
+    @T.inline
+    def multiply(acc, A, X, image, first, row, g, packed, block):
+        for i in T.unroll(MR):
+            for j in T.vectorized(NR):
+                acc[i, j] = T.float32(0)
+        for k in range(K):
+            for i in T.unroll(MR):
+                for j in T.vectorized(NR):
+                    if direct:
+                        n = T.meta_var(T.min(first + row + i, rows - 1))
+                        acc[i, j] = acc[i, j] + X[image, n // W, n % W, g * C + k] * packed[block, k, j]
+                    else:
+                        acc[i, j] = acc[i, j] + A[row + i, k] * packed[block, k, j]
+
+    @T.inline
+    def store(acc, i, bias, block, Y, image, n, g, count):
+        for j in T.vectorized(count):
+            m = T.meta_var(g * M + block * NR + j)
+            Y[image, n // OW, n % OW, m] = act(acc[i, j] + bias[m])
 
     @T.prim_func(private=True)
     def kernel(x: T.handle, w: T.handle, b: T.handle, y: T.handle):
@@ -50,17 +78,21 @@ def grouped_conv2d(group: ConvGeometry, groups: int, activation: Activation, til
             image = T.meta_var(task // (chunks * groups))
             first = T.meta_var(task // groups % chunks * chunk)
             g = T.meta_var(task % groups)
-            A = T.alloc_buffer((chunk, K), "float32")
+            A = T.alloc_buffer((1 if direct else chunk, K), "float32")
             panels = T.meta_var(panels_left(rows - first, chunk, MR))
-            for i in range(panels * MR):
-                copy(X, image, first + i, rows, A, i, g * C)
+            if not direct:
+                for i in range(panels * MR):
+                    copy(X, image, first + i, rows, A, i, g * C)
             for block in range(blocks):
                 for panel in range(panels):
-                    acc = T.alloc_buffer((MR, NR), "float32", scope="local")
-                    multiply(acc, A, panel * MR, K, packed, g * blocks + block)
+                    acc = T.alloc_buffer((MR, NR), "float32", scope=scope)
+                    multiply(acc, A, X, image, first, panel * MR, g, packed, g * blocks + block)
                     for i in T.unroll(MR):
                         n = T.meta_var(first + panel * MR + i)
                         if n < rows:
-                            store(acc, i, bias, block, Y, image, n, g * M)
+                            if block < M // NR:
+                                store(acc, i, bias, block, Y, image, n, g, NR)
+                            elif M % NR > 0:
+                                store(acc, i, bias, block, Y, image, n, g, M % NR)
 
     return kernel

@@ -5,6 +5,7 @@ from adr_tvm.frontend.converters.constant_of_shape import ConstantOfShape
 from adr_tvm.frontend.converters.dropout import Dropout
 from adr_tvm.frontend.converters.expand import Expand
 from adr_tvm.frontend.converters.instance_normalization import InstanceNormalization
+from adr_tvm.frontend.converters.pad import Pad
 from adr_tvm.frontend.converters.resize import Resize
 from adr_tvm.frontend.converters.slice import Slice
 from adr_tvm.frontend.converters.split import Split
@@ -15,7 +16,7 @@ CONVERTERS = {
     converter.__name__: converter
     for converter in (
         *(Clip, ConstantOfShape, Dropout, Expand, InstanceNormalization),
-        *(Resize, Slice, Split, Sum, Upsample),
+        *(Pad, Resize, Slice, Split, Sum, Upsample),
     )
 }
 """Converter classes by ONNX operator; they replace TVM's."""

@@ -1,0 +1,54 @@
+"""Pooling and means over all pixels of NHWC tensors as calls of TIR kernels, for a CPU target."""
+
+from __future__ import annotations
+
+from tvm import relax
+
+from adr_tvm._tvm import is_op, static_shape, tensor_type
+from adr_tvm.geometry import ConvGeometry
+from adr_tvm.schedules.pool2d import Kind, pool2d
+from adr_tvm.schedules.register_tile import Isa
+from adr_tvm.schedules.spatial_mean import spatial_mean
+
+
+def lower_pool(bb: relax.BlockBuilder, call: relax.Call, isa: Isa) -> relax.Expr | None:
+    """The lowered form of ``nn.max_pool2d`` or ``nn.avg_pool2d``; None where it is not NHWC float32 of a fixed size."""
+    a, shape, out = call.attrs, static_shape(call.args[0]), static_shape(call)
+    layouts = (str(a.layout), str(a.out_layout))
+    if layouts != ("NHWC", "NHWC") or str(call.ty.dtype) != "float32" or None in shape[1:]:
+        return None
+    _, H, W, C = shape
+    (KH, KW), (SH, SW), (DH, DW) = ([int(v) for v in values] for values in (a.pool_size, a.strides, a.dilation))
+    top, left, bottom, right = (int(v) for v in a.padding)
+    # What windows that reach over the edge in ceil mode lack, they find in more padding.
+    over_y = (out[1] - 1) * SH + DH * (KH - 1) + 1 - H - top - bottom
+    over_x = (out[2] - 1) * SW + DW * (KW - 1) + 1 - W - left - right
+    kind: Kind = "max" if is_op(call, "relax.nn.max_pool2d") else "average"
+    if kind == "average" and a.count_include_pad and any((top, left, bottom, right)):
+        if over_y > 0 or over_x > 0:
+            return None  # entries beyond the padding do not count
+        kind = "average with padding"
+    padding = (top, left, bottom + max(0, over_y), right + max(0, over_x))
+    geometry = ConvGeometry(H, W, C, KH, KW, C, (SH, SW), padding, (DH, DW))
+    if kind == "average" and (out[1], out[2], *padding) == (1, 1, 0, 0, 0, 0) and (KH, KW) == (H, W):
+        return _mean(bb, call, isa)
+    kernel = bb.add_func(pool2d(geometry, kind, isa, shape[0]), "adr_pool2d")
+    return relax.call_tir(kernel, [call.args[0]], call.ty)
+
+
+def lower_mean(bb: relax.BlockBuilder, call: relax.Call, isa: Isa) -> relax.Expr | None:
+    """The lowered form of a mean over axes 1 and 2 of an NHWC tensor; None where it is another one."""
+    shape = static_shape(call.args[0])
+    axes = [] if call.attrs.axis is None else sorted(int(axis) % len(shape) for axis in call.attrs.axis)
+    if len(shape) != 4 or axes != [1, 2] or None in shape[1:] or str(call.ty.dtype) != "float32":
+        return None
+    return _mean(bb, call, isa)
+
+
+def _mean(bb: relax.BlockBuilder, call: relax.Call, isa: Isa) -> relax.Expr:
+    x = call.args[0]
+    (batch, H, W, C), B = static_shape(x), x.ty.shape[0]
+    flat = bb.emit(relax.op.reshape(x, relax.ShapeExpr([B, H * W, C])))
+    kernel = bb.add_func(spatial_mean(H * W, C, isa, batch), "adr_spatial_mean")
+    y = bb.emit(relax.call_tir(kernel, [flat], tensor_type([B, C])))
+    return relax.op.reshape(y, call.ty.shape)
