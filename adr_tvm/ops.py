@@ -111,6 +111,9 @@ def _setting_attrs(setting: ReuseSetting) -> dict[str, Any]:
     }
 
 
+_SETTING_ATTRS = frozenset(_setting_attrs(ReuseSetting()))
+
+
 def conv2d(
     x: relax.Expr,
     w: relax.Expr,
@@ -176,6 +179,13 @@ def with_reuse(
     attrs = attributes(call) | _setting_attrs(setting)
     tensors = [relax.const(np.asarray(a, np.float32)) for a in (planes, thresholds)]
     return relax.Call(tvm.ir.Op.get(op), [*call.args, *tensors], dict_attrs(**attrs))
+
+
+def without_reuse(call: relax.Call) -> relax.Call:
+    """The dense form of a call of ``adr.reuse_conv2d`` or ``adr.reuse_dense``."""
+    attrs = {name: value for name, value in attributes(call).items() if name not in _SETTING_ATTRS}
+    op = DENSE if call.op.name == REUSE_DENSE else CONV2D
+    return relax.Call(tvm.ir.Op.get(op), list(call.args[:3]), dict_attrs(**attrs))
 
 
 def output_type(call: relax.Call) -> relax.TensorType:

@@ -63,6 +63,7 @@ class ReusePlan:
         budget: largest loss allowed, in units of the metric (a fraction for accuracies); None: not stated.
         layers: by layer name, in network order.
         planes: by layer name, for the layers whose hash has planes (all but ``exact``).
+        threads: that the times were taken with which decided; 0: not known.
         tvm_version, adr_version: of the programs that made the plan.
         version: of the file format.
     """
@@ -74,6 +75,7 @@ class ReusePlan:
     budget: float | None
     layers: dict[str, LayerPlan]
     planes: Mapping[str, HashPlanesLike] = field(default_factory=dict, compare=False)
+    threads: int = 0
     tvm_version: str = field(default_factory=lambda: installed_tvm_version())
     adr_version: str = adr_tvm.__version__
     version: int = FORMAT_VERSION
@@ -186,7 +188,7 @@ def installed_tvm_version() -> str:
         return "none"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _PlanFile:
     """The fields of ``plan.json``, in the order they are written."""
 
@@ -197,6 +199,7 @@ class _PlanFile:
     tvm_version: str
     model_sha256: str
     target: str
+    threads: int = 0
     seed: int
     metric: str
     budget: float | None
@@ -216,6 +219,7 @@ class _PlanFile:
             tvm_version=plan.tvm_version,
             model_sha256=plan.model_sha256,
             target=plan.target,
+            threads=plan.threads,
             seed=plan.seed,
             metric=plan.metric,
             budget=plan.budget,
@@ -227,6 +231,7 @@ class _PlanFile:
         return ReusePlan(
             model_sha256=self.model_sha256,
             target=self.target,
+            threads=self.threads,
             seed=self.seed,
             metric=self.metric,
             budget=self.budget,

@@ -5,7 +5,8 @@ the input from representatives (scaled, with ``gain``) and multiplies it densely
 
     Y = act(rows(x_hat) W + bias),   x_hat = a * c[id]
 
-Kernels instead multiply each representative once and gather products; the two share nothing but the contract.
+Kernels instead multiply each representative once and gather products; the two share nothing but the contract. Where
+products are rounded (``table`` other than ``float32``) there is no such input, and ``reference_tables`` gathers too.
 Weights are expected to be finite.
 """
 
@@ -27,6 +28,7 @@ from adr_tvm.reference_ids import (
     same_ids,
     spread,
 )
+from adr_tvm.reference_tables import gather_products, table_type
 from adr_tvm.settings import ReuseSetting
 
 __all__ = [
@@ -54,6 +56,8 @@ class ReuseResult:
         clusters: int64 [U, S], the non-finite vectors included.
         reused: bool [U], False where the guard ran the unit dense (contract 13).
         gains: float64 like ids, the factors a of contract 9, None without ``gain``.
+        slack: float64 like y: by how much a kernel may differ beyond its fp32 sums, because it rounds products that lie
+            near the middle of two values the other way (contract 15); 0 with ``table=float32``.
     """
 
     y: np.ndarray
@@ -62,6 +66,7 @@ class ReuseResult:
     clusters: np.ndarray
     reused: np.ndarray
     gains: np.ndarray | None
+    slack: np.ndarray
 
 
 def _multiply(rows: np.ndarray, w: np.ndarray, bias: np.ndarray, activation: Activation) -> np.ndarray:
@@ -173,6 +178,15 @@ def _values(
         y = _multiply(rows[:, : geometry.K], w, bias, activation)
         with np.errstate(over="ignore"):
             y = y.astype(np.float32).reshape(len(x), geometry.OH, geometry.OW, geometry.M)
+    slack = np.zeros(y.shape)
+    if table_type(geometry, setting) != "float32":
+        by_unit, slack_by_unit = (a.reshape(units, -1, geometry.rows, geometry.M) for a in (y, slack))
+        for u in np.flatnonzero(reused).tolist():
+            own = None if gains is None else gains[u]
+            sums = gather_products(w, geometry, setting, vectors[u], ids[u], centroids[u], own)
+            with np.errstate(over="ignore", invalid="ignore"):
+                by_unit[u] = activation.apply(sums.sums + bias).astype(np.float32)
+            slack_by_unit[u] = sums.slack
     return ReuseResult(
         y=y,
         ids=spread(ids, len(x), geometry, setting, -1),
@@ -180,6 +194,7 @@ def _values(
         clusters=clusters,
         reused=reused,
         gains=None if gains is None else spread(gains, len(x), geometry, setting, 1.0),
+        slack=slack,
     )
 
 

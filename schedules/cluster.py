@@ -1,7 +1,8 @@
 """Clustering of ``pixel`` and ``segment`` neuron vectors (``docs/algorithm.md``, clauses 1 to 9, 12, 13).
 
-Two phases. All keys are computed in parallel; then each (unit, segment) numbers its clusters in the order of
-their first members and sums their members, one thread for one segment, so the bytes never depend on the threads.
+``pixel`` and ``exact`` take two phases: all keys are computed in parallel over the pixels, then each (unit, segment)
+is numbered by one task, so that the bytes never depend on the threads. ``segment`` does both in one task for each
+(unit, segment), see ``segment_cluster``.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from adr_tvm.geometry import ConvGeometry
-from adr_tvm.schedules.hash_table import find_cluster, slot_count
-from adr_tvm.schedules.neuron_vectors import LANES, VectorSource, vector_source
-from adr_tvm.schedules.vector_key import NO_VECTOR, NON_FINITE, ZERO, exact_key, padded_bits, sign_key
+from adr_tvm.schedules.neuron_vectors import LANES, VectorSource, pixel_entries, vector_source
+from adr_tvm.schedules.numbering import numbering, table_slots
+from adr_tvm.schedules.pixel_keys import group_count, pixel_keys
+from adr_tvm.schedules.segment_cluster import number_segments
+from adr_tvm.schedules.transpose_tile import TILE, lanes
+from adr_tvm.schedules.vector_key import NO_VECTOR, NON_FINITE, exact_key, padded_bits
 from adr_tvm.settings import ReuseSetting
 
-KEY_CHUNK = 512  # vectors whose keys one task computes
+KEY_CHUNK = 512  # vectors whose bit patterns one task hashes
 SPARE_CENTROIDS = 16  # rows behind the last centroid, so that a register tile may read past it
 UNLIMITED = 2**31 - 1
 
@@ -36,36 +40,30 @@ def units(setting: ReuseSetting, batch):
     return (batch, 1) if setting.scope == "image" else (1, batch)
 
 
-def _key_phase(source: VectorSource, setting: ReuseSetting):
-    """Inline ``(X, planes, thresholds, codes, keys64, U, G)``: the keys or codes of all vectors, in parallel."""
+def _exact_keys(source: VectorSource, setting: ReuseSetting):
+    """Inline ``(X, codes, words, B)``: 64-bit hashes of the bit patterns of all vectors of B images, in parallel."""
     S, Lp, P = source.segments, source.Lp, source.per_image
-    exact = setting.hash == "exact"
-    chunks = -(-P // KEY_CHUNK)
-    Hp = padded_bits(setting.H)
-    sign, bitwise, load = sign_key(source.L, Lp, setting.H), exact_key(source.L, Lp), source.load
+    chunks, padded = -(-P // KEY_CHUNK), group_count(P) * TILE
+    by_image, load, key_of = setting.scope == "image", source.load, exact_key(source.L, Lp)
 
     @T.inline
-    def inline(X, planes, thresholds, codes, keys64, U, G):
-        for task in T.parallel(U * S * G * chunks):
-            u = T.meta_var(task // (S * G * chunks))
-            s = T.meta_var(task // (G * chunks) % S)
-            g = T.meta_var(task // chunks % G)
+    def inline(X, codes, words, B):
+        for task in T.parallel(B * S * chunks):
+            image = T.meta_var(task // (S * chunks))
+            s = T.meta_var(task // chunks % S)
             v = T.alloc_buffer((Lp,), "float32", scope="local")
-            dot = T.alloc_buffer((Hp,), "float32", scope="local")
-            bits = T.alloc_buffer((Hp,), "int32", scope="local")
             m = T.alloc_buffer((LANES,), "int32", scope="local")
             seen = T.alloc_buffer((1,), "int32", scope="local")
-            key = T.alloc_buffer((1,), "int32", scope="local")
-            key64 = T.alloc_buffer((1,), "int64", scope="local")
+            code = T.alloc_buffer((1,), "int32", scope="local")
+            word = T.alloc_buffer((1,), "int64", scope="local")
             for i in range(T.min(KEY_CHUNK, P - task % chunks * KEY_CHUNK)):
                 p = T.meta_var(task % chunks * KEY_CHUNK + i)
-                load(X, u * G + g, p, s, v, seen)
-                if exact:
-                    bitwise(v, m, seen, key, key64)
-                    keys64[u, s, g * P + p] = key64[0]
-                else:
-                    sign(v, planes, thresholds, s, dot, bits, m, seen, key)
-                codes[u, s, g * P + p] = key[0]
+                u = T.meta_var(image if by_image else 0)
+                g = T.meta_var(0 if by_image else image)
+                load(X, image, p, s, v, seen)
+                key_of(v, m, seen, code, word)
+                words[u, s, g * padded + p] = word[0] & T.int64(0x7FFFFFFFFFFFFFFF)
+                codes[u, s, g * padded + p] = code[0]
 
     return inline
 
@@ -74,111 +72,87 @@ def _number_phase(source: VectorSource, setting: ReuseSetting):
     """Inline: ids, centroids and counts of every (unit, segment) from the keys; one task each."""
     S, L, Lp, P, map_size = source.segments, source.L, source.Lp, source.per_image, source.map_size
     load, map_index = source.load, source.map_index
-    exact, gain = setting.hash == "exact", setting.gain
-    entries = Lp // LANES
+    exact, padded = setting.hash == "exact", group_count(P) * TILE
+    in_place = not exact and source.entries % L == 0  # else the last segment is short, or the data are compared
+
+    def chunks_of(X, image, p, s):
+        starts = range(0, L, TILE)
+        return [T.bind(pixel_entries(X, image, p, source.geometry, s * L + c, min(TILE, L - c))) for c in starts]
+
+    def chunks_of_copy(v):
+        return [T.bind(v[lanes(c)]) for c in range(0, Lp, TILE)]
 
     @T.inline
-    def add_member(sums, bases, v, cluster):
-        for c in range(entries):
-            for j in T.vectorized(LANES):
-                sums[cluster, c * LANES + j] = sums[cluster, c * LANES + j] + (
-                    v[c * LANES + j] - bases[cluster, c * LANES + j]
-                )
-
-    @T.inline
-    def open_cluster(sums, bases, sizes, v, cluster):
-        sizes[cluster] = 0
-        for c in range(entries):
-            for j in T.vectorized(LANES):
-                bases[cluster, c * LANES + j] = v[c * LANES + j]
-                sums[cluster, c * LANES + j] = T.float32(0)
-
-    @T.inline
-    def inline(X, codes, keys64, ids, gains, centroids, counts, U, G, cap, slots_size):
+    def inline(X, codes, words, ids, centroids, counts, U, G, cap):
         for task in T.parallel(U * S):
             u = T.meta_var(task // S)
             s = T.meta_var(task % S)
+            slots_size = T.meta_var(table_slots(setting, G * P))
+            steps = T.meta_var(numbering(setting, L, Lp, slots_size))
             slots = T.alloc_buffer((slots_size,), "int32")
-            members = T.alloc_buffer((cap,), "int64")
+            known = T.alloc_buffer((cap,), "int64")
             sums = T.alloc_buffer((cap, Lp), "float32")
             bases = T.alloc_buffer((cap, Lp), "float32")
             sizes = T.alloc_buffer((cap,), "int32")
             v = T.alloc_buffer((Lp,), "float32", scope="local")
             seen = T.alloc_buffer((1,), "int32", scope="local")
-            n = T.alloc_buffer((4,), "int32", scope="local")  # clusters, non-finite, zero cluster, current id
-            probe = T.alloc_buffer((1,), "int64", scope="local")
-            found = T.alloc_buffer((1,), "int32", scope="local")
-            hit = T.alloc_buffer((1,), "int32", scope="local")
-
-            @T.inline
-            def same_bits(other, hit):
-                for j in range(L):
-                    if T.reinterpret("int32", bases[other, j]) != T.reinterpret("int32", v[j]):
-                        hit[0] = 0
-
-            find = T.meta_var(find_cluster(same_bits if exact else None))
-            n[0] = 0
-            n[1] = 0
-            n[2] = -1
-            for i in range(slots_size):
-                slots[i] = -1
+            n = T.alloc_buffer((2,), "int32", scope="local")
+            id = T.alloc_buffer((1,), "int32", scope="local")
+            steps.begin(slots, n)
             for i in range(G * map_size):
                 ids[u, s, i] = NO_VECTOR
-                if gain:  # the padding around a map is read too, and a stray NaN times zero is NaN
-                    gains[u, s, i] = T.float32(1)
             for g in range(G):
                 for p in range(P):
-                    code = T.meta_var(codes[u, s, g * P + p])
-                    n[3] = code
-                    if code == NON_FINITE:
+                    code = T.meta_var(codes[u, s, g * padded + p])
+                    id[0] = code
+                    if code >= 0:
+                        if not in_place:
+                            load(X, u + g, p, s, v, seen)
+                        chunks = T.meta_var(chunks_of(X, u + g, p, s) if in_place else chunks_of_copy(v))
+                        word = T.meta_var(words[u, s, g * padded + p] if exact else T.cast(code, "int64"))
+                        steps.place(chunks, v, word, slots, known, sums, bases, sizes, n, id)
+                    elif code == NON_FINITE:
                         n[1] = n[1] + 1
-                    elif code != NO_VECTOR:
-                        load(X, u * G + g, p, s, v, seen)
-                        if code == ZERO:
-                            n[3] = n[2]
-                        else:
-                            word = T.meta_var(keys64[u, s, g * P + p] if exact else T.cast(code, "int64"))
-                            find(slots, members, slots_size, word, probe, found, hit)
-                            n[3] = found[0]
-                            if n[3] < 0:
-                                slots[probe[0]] = n[0]
-                                members[n[0]] = word
-                        if n[3] < 0:
-                            n[3] = n[0]
-                            n[0] = n[0] + 1
-                            if code == ZERO:
-                                n[2] = n[3]
-                                members[n[3]] = T.int64(-1)
-                            open_cluster(sums, bases, sizes, v, n[3])
-                        sizes[n[3]] = sizes[n[3]] + 1
-                        if not exact:
-                            add_member(sums, bases, v, n[3])
-                    ids[u, s, g * map_size + map_index(p)] = n[3]
-            for cluster in range(n[0]):
-                for c in range(entries):
-                    for j in T.vectorized(LANES):
-                        centroids[u, s, cluster, c * LANES + j] = bases[cluster, c * LANES + j] + sums[
-                            cluster, c * LANES + j
-                        ] / T.cast(sizes[cluster], "float32")
+                    ids[u, s, g * map_size + map_index(p)] = id[0]
+            steps.finish(centroids, u, s, sums, bases, sizes, n)
             counts[u, s, 0] = n[0]
             counts[u, s, 1] = n[1]
-            if gain:
-                norm = T.alloc_buffer((2,), "float32", scope="local")
-                for g in range(G):
-                    for p in range(P):
-                        n[3] = ids[u, s, g * map_size + map_index(p)]
-                        norm[0] = T.float32(0)
-                        norm[1] = T.float32(0)
-                        if n[3] >= 0:
-                            load(X, u * G + g, p, s, v, seen)
-                            for j in range(L):
-                                norm[0] = norm[0] + v[j] * centroids[u, s, n[3], j]
-                                norm[1] = norm[1] + centroids[u, s, n[3], j] * centroids[u, s, n[3], j]
-                        gains[u, s, g * map_size + map_index(p)] = T.Select(
-                            T.And(norm[1] > T.float32(0), norm[1] <= T.float32(3.4028234e38)),
-                            norm[0] / norm[1],
-                            T.float32(1),
-                        )
+
+    return inline
+
+
+def _gain_phase(source: VectorSource):
+    """Inline ``(X, ids, centroids, counts, gains, U, G, cap)``: the factors of clause 9, in parallel over segments."""
+    S, L, Lp, P, map_size = source.segments, source.L, source.Lp, source.per_image, source.map_size
+    load, map_index = source.load, source.map_index
+
+    @T.inline
+    def inline(X, ids, centroids, counts, gains, U, G, cap):
+        for task in T.parallel(U * S):
+            u = T.meta_var(task // S)
+            s = T.meta_var(task % S)
+            norms = T.alloc_buffer((cap,), "float32")
+            v = T.alloc_buffer((Lp,), "float32", scope="local")
+            seen = T.alloc_buffer((1,), "int32", scope="local")
+            dot = T.alloc_buffer((1,), "float32", scope="local")
+            id = T.alloc_buffer((1,), "int32", scope="local")
+            for cluster in range(counts[u, s, 0]):
+                dot[0] = T.float32(0)
+                for j in range(L):
+                    dot[0] = dot[0] + centroids[u, s, cluster, j] * centroids[u, s, cluster, j]
+                norms[cluster] = dot[0]
+            for i in range(G * map_size):  # the padding around a map is read too, and a stray NaN times zero is NaN
+                gains[u, s, i] = T.float32(1)
+            for g in range(G):
+                for p in range(P):
+                    id[0] = ids[u, s, g * map_size + map_index(p)]
+                    if id[0] >= 0:
+                        load(X, u + g, p, s, v, seen)
+                        dot[0] = T.float32(0)
+                        for j in range(L):
+                            dot[0] = dot[0] + v[j] * centroids[u, s, id[0], j]
+                        if T.And(norms[id[0]] > T.float32(0), norms[id[0]] <= T.float32(3.4028234e38)):
+                            gains[u, s, g * map_size + map_index(p)] = dot[0] / norms[id[0]]
 
     return inline
 
@@ -197,10 +171,17 @@ def cluster(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
     source = vector_source(geometry, setting)
     S, L, Lp, P, map_size = source.segments, source.L, source.Lp, source.per_image, source.map_size
     H, W, C = geometry.H, geometry.W, geometry.C
-    SP, LP, Hp = (1, 1, 8) if setting.hash == "exact" else (S, L, padded_bits(setting.H))
-    limit = UNLIMITED if setting.max_clusters is None else setting.max_clusters
-    keys, number = _key_phase(source, setting), _number_phase(source, setting)
     exact, gain = setting.hash == "exact", setting.gain
+    SP, LP, Hp = (1, 1, 8) if exact else (S, L, padded_bits(setting.H))
+    limit = UNLIMITED if setting.max_clusters is None else setting.max_clusters
+    at_once = setting.granularity == "segment" and not exact
+    padded = group_count(P) * TILE
+    if at_once:
+        number_all = number_segments(geometry, setting)
+    else:
+        keys = _exact_keys(source, setting) if exact else pixel_keys(source, setting)
+        number = _number_phase(source, setting)
+    gain_factors = _gain_phase(source)
 
     @T.prim_func(private=True)
     def kernel(
@@ -234,10 +215,19 @@ def cluster(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
         centroids = T.match_buffer(c, (U, T.int64(S), cap + SPARE_CENTROIDS, T.int64(Lp)), "float32")
         counts = T.match_buffer(n, (U, T.int64(S), T.int64(2)), "int32")
         stats = T.match_buffer(st, (U, T.int64(2)), "int32")
-        codes = T.alloc_buffer((U, S, G * P), "int32")
-        keys64 = T.alloc_buffer((U if exact else 1, S if exact else 1, G * P if exact else 1), "int64")
-        keys(X, planes, thresholds, codes, keys64, U, G)
-        number(X, codes, keys64, ids, gains, centroids, counts, U, G, cap, slot_count(setting, G * P))
+        if at_once:
+            number_all(X, planes, thresholds, ids, centroids, counts, U, G, cap)
+        else:
+            codes = T.alloc_buffer((U, S, G * padded), "int32")
+            if exact:
+                words = T.alloc_buffer((U, S, G * padded), "int64")
+                keys(X, codes, words, B)
+                number(X, codes, words, ids, centroids, counts, U, G, cap)
+            else:
+                keys(X, planes, thresholds, codes, B)
+                number(X, codes, codes, ids, centroids, counts, U, G, cap)
+        if gain:
+            gain_factors(X, ids, centroids, counts, gains, U, G, cap)
         for u in range(U):
             stats[u, 0] = 0
             for s in range(S):

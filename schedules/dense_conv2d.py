@@ -17,6 +17,7 @@ from tvm.script import tirx as T
 
 from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry
+from adr_tvm.schedules.accumulators import Accumulators, across
 from adr_tvm.schedules.conv_schedule import ConvSchedule, k_steps, reads_directly, schedule_for_tile
 from adr_tvm.schedules.epilogue import activation_expr
 from adr_tvm.schedules.im2col import copy_runs, copy_units
@@ -39,6 +40,16 @@ class Destination:
     channels: int | None = None
     offset: int = 0
     residual: bool = False
+
+
+def pieces(count: int, lanes: int) -> list[tuple[int, int]]:
+    """A number of channels as (start, width) of vectors of ``lanes``, 8, 4, 2 and 1 channels."""
+    found, start = [], 0
+    for width in (lanes, 8, 4, 2, 1):
+        while count - start >= width:
+            found.append((start, width))
+            start += width
+    return found
 
 
 def conv_task(
@@ -83,78 +94,78 @@ def conv_task(
                 T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", place, T.int32(0), T.int32(3), T.int32(1)))
 
     @T.inline
-    def clear(acc):
-        for i in T.unroll(MR):
-            for v in T.unroll(vectors):
-                for j in T.vectorized(lanes):
-                    acc[i, v * lanes + j] = T.float32(0)
-
-    @T.inline
     def multiply_packed(acc, A, panel, packed, block, step, length):
         for k in range(length):
-            for i in T.unroll(MR):
-                for v in T.unroll(vectors):
-                    for j in T.vectorized(lanes):
-                        acc[i, v * lanes + j] = (
-                            acc[i, v * lanes + j]
-                            + A[panel * MR + i, k] * packed[block, step * width + k, v * lanes + j]
-                        )
+            acc.add_products(
+                lambda i: A[panel * MR + i, k], lambda v: packed[block, step * width + k, across(v * lanes, lanes)]
+            )
+
+    def input_row(row, end):
+        here = T.min(row, end - 1)
+        if SH * SW > 1:
+            here = (here // rows * H + here % rows // OW * SH) * W + here % OW * SW
+        return here * C
 
     @T.inline
     def multiply_input(acc, X, row, end, packed, block, step, length):
         for k in range(length):
-            for i in T.unroll(MR):
-                here = T.meta_var(T.min(row + i, end - 1))
-                start = T.meta_var(
-                    ((here // rows * H + here % rows // OW * SH) * W + here % OW * SW) * C if SH * SW > 1 else here * C
-                )
-                for v in T.unroll(vectors):
-                    for j in T.vectorized(lanes):
-                        acc[i, v * lanes + j] = (
-                            acc[i, v * lanes + j]
-                            + X[start + (step * width + k)] * packed[block, step * width + k, v * lanes + j]
-                        )
-
-    @T.inline
-    def result(acc, i, c, bias, R, Y, row, block):
-        m = T.meta_var(block * NR + c)
-        if residual:
-            Y[row // rows, row % rows // OW, row % rows % OW, offset + m] = act(
-                acc[i, c] + bias[m] + R[row // rows, row % rows // OW, row % rows % OW, m]
+            acc.add_products(
+                lambda i: X[input_row(row + i, end) + (step * width + k)],
+                lambda v: packed[block, step * width + k, across(v * lanes, lanes)],
             )
-        else:
-            Y[row // rows, row % rows // OW, row % rows % OW, offset + m] = act(acc[i, c] + bias[m])
+
+    def write(acc, i, bias, R, Y, row, block, start, count):
+        """Channels start to start + count of the block, of row i of the accumulators."""
+        image, y, x = row // rows, row % rows // OW, row % rows % OW
+        m = block * NR + start
+        value = acc.entries(i, start, count) + bias[across(m, count)]
+        if residual:
+            value = value + R[image, y, x, across(m, count)]
+        T.buffer_store(Y, act(value), [image, y, x, across(offset + m, count)])
+
+    def write_full(acc, i, bias, R, Y, row, block):
+        for v in range(vectors):
+            write(acc, i, bias, R, Y, row, block, v * lanes, lanes)
+
+    def write_edge(acc, i, bias, R, Y, row, block):
+        for start, count in pieces(M % NR, lanes):
+            write(acc, i, bias, R, Y, row, block, start, count)
 
     @T.inline
     def store_row(acc, i, bias, R, Y, row, block):
         if block < M // NR:
-            for v in T.unroll(vectors):
-                for j in T.vectorized(lanes):
-                    result(acc, i, v * lanes + j, bias, R, Y, row, block)
+            write_full(acc, i, bias, R, Y, row, block)
         else:
-            for j in range(M % NR):
-                result(acc, i, j, bias, R, Y, row, block)
+            write_edge(acc, i, bias, R, Y, row, block)
 
     @T.inline
+    def store_if(acc, i, bias, R, Y, row, end, block):
+        if row < end:
+            store_row(acc, i, bias, R, Y, row, block)
+
     def store(acc, bias, R, Y, first, end, block):
-        for i in T.unroll(MR):
-            if first + i < end:
-                store_row(acc, i, bias, R, Y, first + i, block)
+        for i in range(MR):
+            store_if(acc, i, bias, R, Y, first + i, end, block)
 
     @T.inline
     def one_row(X, packed, bias, R, Y, first, end, group):
         for slot in range(T.min(in_group, blocks - group * in_group)):
-            acc = T.alloc_buffer((1, NR), "float32", scope="local")
-            for v in T.unroll(vectors):
-                for j in T.vectorized(lanes):
-                    acc[0, v * lanes + j] = T.float32(0)
+            acc = T.meta_var(Accumulators(1, vectors, lanes))
+            acc.clear()
             for k in range(K):
-                for v in T.unroll(vectors):
-                    for j in T.vectorized(lanes):
-                        acc[0, v * lanes + j] = (
-                            acc[0, v * lanes + j] + X[first * C + k] * packed[group * in_group + slot, k, v * lanes + j]
-                        )
+                acc.add_products(
+                    lambda i: X[first * C + k],
+                    lambda v: packed[group * in_group + slot, k, across(v * lanes, lanes)],
+                )
             store_row(acc, 0, bias, R, Y, first, group * in_group + slot)
+
+    def load_sums(acc, sums, slot, row):
+        acc.fill(lambda i, v: sums[slot, row + i, across(v * lanes, lanes)])
+
+    def keep_sums(acc, sums, slot, row):
+        for i in range(MR):
+            for v in range(vectors):
+                T.buffer_store(sums, acc.vector(i, v), [slot, row + i, across(v * lanes, lanes)])
 
     @T.inline
     def many_rows(X, packed, bias, R, Y, first, end, group):
@@ -170,14 +181,11 @@ def conv_task(
                 block = T.meta_var(group * in_group + slot)
                 touch(packed, block + 1, step, length)
                 for panel in range(panels):
-                    acc = T.alloc_buffer((MR, NR), "float32", scope="local")
+                    acc = T.meta_var(Accumulators(MR, vectors, lanes))
                     if step == 0:
-                        clear(acc)
+                        acc.clear()
                     else:
-                        for i in T.unroll(MR):
-                            for v in T.unroll(vectors):
-                                for j in T.vectorized(lanes):
-                                    acc[i, v * lanes + j] = sums[slot, panel * MR + i, v * lanes + j]
+                        load_sums(acc, sums, slot, panel * MR)
                     if direct:
                         multiply_input(acc, X, first + panel * MR, end, packed, block, step, length)
                     else:
@@ -185,10 +193,7 @@ def conv_task(
                     if step == count - 1:
                         store(acc, bias, R, Y, first + panel * MR, end, block)
                     else:
-                        for i in T.unroll(MR):
-                            for v in T.unroll(vectors):
-                                for j in T.vectorized(lanes):
-                                    sums[slot, panel * MR + i, v * lanes + j] = acc[i, v * lanes + j]
+                        keep_sums(acc, sums, slot, panel * MR)
 
     @T.inline
     def inline(X, packed, bias, R, Y, first, end, group):

@@ -8,9 +8,11 @@ A source enumerates the vectors of a unit in the order of ``docs/algorithm.md`` 
   them, so that every tap finds an id without a bounds test);
 - ``load``: inline ``(X, image, position, s, v, seen)`` that copies vector (position, s) to v [Lp], zeros beyond L,
   and sets seen[0] to 1 if any entry lies inside the image;
+- ``is_read``: whether any tap reads a position;
 - ``map_index``: id-map index of a position; ``tap_index``: id-map index that tap t of output pixel n reads;
 - ``tap_position``: the position it reads, where that lies inside the image;
-- ``weight_row``: row of the packed weights that entry l of segment s meets under tap t.
+- ``weight_row``: row of the packed weights that entry l of segment s meets under tap t;
+- ``grid``: ``tap_index`` as numbers.
 """
 
 from __future__ import annotations
@@ -23,9 +25,30 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from adr_tvm.geometry import ConvGeometry
+from adr_tvm.schedules.transpose_tile import lanes, splat
 from adr_tvm.settings import ReuseSetting
 
 LANES = 16
+
+
+@dataclass(frozen=True)
+class TapGrid:
+    """Which ids an output pixel reads: tap (ky, kx) of pixel (y, x) reads the id map at
+    (y SH + ky DH) * pitch + x SW + kx DW.
+
+    Attributes:
+        rows, columns: output pixels; all in one row where rows of the map follow each other without padding.
+    """
+
+    rows: int
+    columns: int
+    KH: int
+    KW: int
+    SH: int
+    SW: int
+    DH: int
+    DW: int
+    pitch: int
 
 
 @dataclass(frozen=True)
@@ -39,10 +62,12 @@ class VectorSource:
     per_image: int
     map_size: int
     load: Any
+    is_read: Callable[[Any], Any]
     map_index: Callable[[Any], Any]
     tap_index: Callable[[Any, Any], Any]
     tap_position: Callable[[Any, Any], Any]
     weight_row: Callable[[Any, Any, Any], Any]
+    grid: TapGrid
 
     @property
     def segments(self) -> int:
@@ -83,6 +108,10 @@ def _is_read(position: Any, size: int, read: tuple[int, ...], out: int, kernel: 
     return result
 
 
+def _one_row(g: ConvGeometry) -> TapGrid:
+    return TapGrid(1, g.rows, 1, 1, 1, 1, 1, 1, g.rows)
+
+
 def _pixel_source(g: ConvGeometry, L: int) -> VectorSource:
     segments = -(-g.C // L)
     Lp = -(-L // LANES) * LANES
@@ -94,11 +123,9 @@ def _pixel_source(g: ConvGeometry, L: int) -> VectorSource:
     def is_short(s):
         return s == segments - 1 if short else False
 
-    def row_read(iy):
-        return _is_read(iy, H, g.read_rows, g.OH, g.KH, SH, PT, DH)
-
-    def col_read(ix):
-        return _is_read(ix, W, g.read_cols, g.OW, g.KW, SW, PL, DW)
+    def is_read(position):
+        row = _is_read(position // W, H, g.read_rows, g.OH, g.KH, SH, PT, DH)
+        return T.And(row, _is_read(position % W, W, g.read_cols, g.OW, g.KW, SW, PL, DW))
 
     @T.inline
     def load(X, image, position, s, v, seen):
@@ -108,7 +135,7 @@ def _pixel_source(g: ConvGeometry, L: int) -> VectorSource:
             for j in T.vectorized(LANES):
                 v[c * LANES + j] = T.float32(0)
         seen[0] = 0
-        if T.And(row_read(iy), col_read(ix)):
+        if is_read(position):
             seen[0] = 1
             if is_short(s):
                 for j in range(short):
@@ -128,10 +155,14 @@ def _pixel_source(g: ConvGeometry, L: int) -> VectorSource:
         per_image=H * W,
         map_size=rows * cols,
         load=load,
+        is_read=is_read,
         map_index=lambda p: (p // W + PT) * cols + p % W + PL,
         tap_index=lambda n, t: (n // g.OW * SH + t // KW * DH) * cols + n % g.OW * SW + t % KW * DW,
         tap_position=lambda n, t: (n // g.OW * SH - PT + t // KW * DH) * W + n % g.OW * SW - PL + t % KW * DW,
         weight_row=lambda s, t, l: t * C + s * L + l,
+        grid=_one_row(g)
+        if g.KH * g.KW * SH * SW == 1 and not any(g.padding)
+        else TapGrid(g.OH, g.OW, g.KH, KW, SH, SW, DH, DW, cols),
     )
 
 
@@ -162,8 +193,27 @@ def _segment_source(g: ConvGeometry, L: int) -> VectorSource:
         per_image=g.rows,
         map_size=g.rows,
         load=load,
+        is_read=lambda p: tirx.const(True, "bool"),
         map_index=lambda p: p,
         tap_index=lambda n, t: n,
         tap_position=lambda n, t: n,
         weight_row=lambda s, t, l: (s * L + l) % taps * C + (s * L + l) // taps,
+        grid=_one_row(g),
     )
+
+
+def pixel_entries(X: Any, image: Any, pixel: Any, geometry: ConvGeometry, first: Any, count: int) -> Any:
+    """Entries first ... first + count of a pixel as a vector of 16, zeros behind; ``count`` 1 to 16."""
+    row, column = pixel // geometry.W, pixel % geometry.W
+    if count == LANES:
+        return X[image, row, column, lanes(first)]
+    parts, lane, width = [], 0, LANES // 2
+    while width:
+        if count & width:
+            parts.append(
+                X[image, row, column, lanes(first + lane, width)] if width > 1 else X[image, row, column, first + lane]
+            )
+            lane += width
+        width //= 2
+    parts.append(splat(T.float32(0), LANES - lane) if lane < LANES - 1 else T.float32(0))
+    return T.Shuffle(parts, list(range(LANES)))

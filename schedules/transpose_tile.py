@@ -2,8 +2,8 @@
 
 Round d (1, 2, 4, 8) swaps the off-diagonal d x d blocks of every 2d x 2d block: 64 two-operand shuffles in all.
 
-Vectors are bound to variables one by one and not kept in a local buffer: TVM takes even small buffers from its workspace
-pool, where every value that passes through is written to memory. (Clustering took 1.6 to 2.4 times as long so.)
+Vectors are bound to variables one by one and not kept in a local buffer: TVM takes even small buffers from its
+workspace pool, where every value that passes through is written to memory (clustering took twice as long so).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from tvm.script import tirx as T
 from adr_tvm.schedules.neuron_vectors import LANES
 
 NO_VECTOR, NON_FINITE, ZERO = -1, -2, -3
-_INFINITY_BITS = 0x7F800000
+INFINITY_BITS = 0x7F800000
 
 
 def padded_bits(H: int) -> int:
@@ -86,7 +86,7 @@ def sign_key(L: int, Lp: int, H: int):
         magnitude(v, m)
         if seen[0] == 0:
             key[0] = NO_VECTOR
-        elif m[0] >= _INFINITY_BITS:
+        elif m[0] >= INFINITY_BITS:
             key[0] = NON_FINITE
         elif m[0] == 0:
             key[0] = ZERO
@@ -130,7 +130,7 @@ def exact_key(L: int, Lp: int):
         key64[0] = T.int64(0)
         if seen[0] == 0:
             key[0] = NO_VECTOR
-        elif m[0] >= _INFINITY_BITS:
+        elif m[0] >= INFINITY_BITS:
             key[0] = NON_FINITE
         else:
             for l in range(L):

@@ -10,7 +10,7 @@ from kernel_harness import Layer, check, close, run, sample_input, sample_tensor
 from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.reference import conv2d
-from adr_tvm.settings import GRANULARITIES, HASH_FAMILIES, SCOPES, ReuseSetting
+from adr_tvm.settings import GRANULARITIES, HASH_FAMILIES, SCOPES, TABLES, ReuseSetting
 
 # Every example compiles its kernels, 0.5 to 1 s; a fixed seed keeps runs alike.
 SEARCH = {"deadline": None, "derandomize": True, "database": None}
@@ -38,14 +38,17 @@ def geometries(draw):
 def layers(draw):
     """A reuse layer; some have a guard."""
     granularity, family = draw(st.sampled_from(GRANULARITIES)), draw(st.sampled_from(HASH_FAMILIES))
+    tables = family != "exact" and granularity != "row"
+    table = draw(st.sampled_from(TABLES)) if tables else "float32"
     setting = ReuseSetting(
         granularity,
         L=draw(st.integers(1, 45)),
         H=draw(st.integers(1, 12)),
         hash=family,
         scope=draw(st.sampled_from(SCOPES)),
-        gain=family != "exact" and granularity != "row" and draw(st.booleans()),
+        gain=tables and table in ("float32", "bfloat16") and draw(st.booleans()),
         max_clusters=draw(st.sampled_from([None, None, 30])),
+        table=table,
     )
     activation = draw(st.sampled_from([Activation(), Activation.relu(), Activation("leaky_relu", slope=0.5)]))
     return Layer(draw(geometries()), setting, activation)

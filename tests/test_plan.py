@@ -37,7 +37,12 @@ def make_planes(segments=2, length=16, bits=8):
 def make_plan() -> ReusePlan:
     layers = [
         LayerPlan("conv1", "dense", None, "no setting was 5 % faster"),
-        LayerPlan(NAME, "reuse", ReuseSetting(gain=True, max_clusters=412), "0.41 ms faster, NMSE 0.002 at the output"),
+        LayerPlan(
+            NAME,
+            "reuse",
+            ReuseSetting(gain=True, max_clusters=412, table="bfloat16"),
+            "0.41 ms faster, NMSE 0.002 at the output",
+        ),
         LayerPlan("größe/<fc>", "reuse", ReuseSetting("row", hash="exact"), "lossless, and faster on the probe"),
         LayerPlan("row", "reuse", ReuseSetting("row", H=4, hash="gaussian", scope="batch"), "forced"),
     ]
@@ -49,6 +54,7 @@ def make_plan() -> ReusePlan:
         budget=0.01,
         layers={layer.layer: layer for layer in layers},
         planes={NAME: make_planes(), "row": make_planes(1, 40, 4)},
+        threads=2,
         tvm_version="0.27.0",
         adr_version="0.1.0",
     )
@@ -105,6 +111,18 @@ def test_golden(tmp_path):
         GOLDEN.write_bytes(text)
     assert text == GOLDEN.read_bytes()
     assert text.endswith(b"}\n")
+
+
+def test_a_plan_from_before_threads_were_told(tmp_path):
+    make_plan().save(tmp_path)
+    rewrite(tmp_path, lambda plan: plan.pop("threads"))
+    assert ReusePlan.load(tmp_path).threads == 0
+
+
+def test_a_plan_from_before_product_tables_had_types(tmp_path):
+    make_plan().save(tmp_path)
+    rewrite(tmp_path, lambda plan: plan["layers"][1]["setting"].pop("table"))
+    assert ReusePlan.load(tmp_path).reused[NAME].table == "float32"
 
 
 def test_all_dense_and_exact_plans_need_no_planes(tmp_path):
@@ -187,6 +205,8 @@ def test_plan_refuses_a_layer_under_another_name():
         (lambda plan: plan["layers"][1]["setting"].update(H=8.5), "layers.1.setting.H"),
         (lambda plan: plan["layers"][1]["setting"].update(H=99), "layers.1.setting.*H is 99"),
         (lambda plan: plan["layers"][1]["setting"].update(bits=8), "layers.1.setting.bits"),
+        (lambda plan: plan["layers"][1]["setting"].update(table="int4"), "layers.1.setting.table"),
+        (lambda plan: plan["layers"][2]["setting"].update(table="int8"), "layers.2.setting.*table=int8 is for pixel"),
         (lambda plan: plan["layers"][1]["setting"].update(L=8), "does not fit L=8"),
         (lambda plan: plan["layers"][1]["setting"].update(H=9), "does not fit L=16, H=9"),
         (lambda plan: plan["layers"].insert(0, plan["layers"].pop()), "has no 0.planes for layer 'row'"),

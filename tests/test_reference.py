@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry, dense_geometry
 from adr_tvm.hashing.vectors import hashed_vectors, neuron_vector_blocks, neuron_vectors
+from adr_tvm.product_steps import integer_terms, keeps_integers, levels
 from adr_tvm.reference import (
     conv2d,
     conv2d_chain,
@@ -422,3 +423,42 @@ def test_clusters_are_bounded_and_numbered_without_gaps(layer):
         assert (np.diff(np.maximum.accumulate(shared)) <= 1).all() and (len(shared) == 0 or shared[0] == 0)
         if setting.hash != "exact":
             assert result.clusters[u, s] <= min(2**setting.H, shared.size) + 1
+
+
+def test_clause_15_tables():
+    planes, rows = np.ones((1, 2, 1), np.float32), [[3.0, 4.0], [0.0, 0.0]]
+    w = [[1.0, 0.0, 1.00390625], [0.0, 0.5, 0.0]]
+
+    def products(table):
+        result = _tokens(rows, ReuseSetting("pixel", L=2, H=1, table=table), planes, w=w)
+        assert not result.y[0, 1].any()
+        return result.y[0, 0, 0]
+
+    steps = 5 * np.array([1, 0.5, 1.00390625])  # ||c|| ||w_m||
+    for table, most in (("int8", 127), ("int16", 32767)):
+        expected = np.rint(np.array([3, 2, 3.01171875]) / steps * most) * steps / most
+        np.testing.assert_allclose(products(table), expected, rtol=1e-6)
+    np.testing.assert_array_equal(products("bfloat16"), [3, 2, 3.015625])
+    np.testing.assert_array_equal(products("float32"), [3, 2, 3.01171875])
+
+
+def test_clause_15_levels():
+    assert levels("int8", taps=9, segments=100) == 127
+    assert levels("int16", taps=9, segments=100) == 32767 // 63 and integer_terms("int16", taps=9) == 63
+    assert levels("int16", taps=9, segments=2) == 32767 // 18
+    assert levels("int16", taps=121, segments=3) == 32767 // 121 and integer_terms("int16", taps=121) == 121
+    assert integer_terms("int8", taps=9) == 252 and not keeps_integers("int8", 258) and keeps_integers("int16", 258)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"table": "int4"}, "table is 'int4'"),
+        ({"granularity": "row", "table": "int8"}, "table=int8 is for pixel"),
+        ({"hash": "exact", "table": "bfloat16"}, "table=bfloat16 is for pixel"),
+        ({"gain": True, "table": "int16"}, "not with table=int16"),
+    ],
+)
+def test_settings_of_tables(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ReuseSetting(**arguments)
