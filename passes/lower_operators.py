@@ -9,7 +9,7 @@ from tvm.target import Target
 
 from adr_tvm import ops
 from adr_tvm._tvm import Dataflow, calls, cpu_target, is_op, mutate, relax_functions
-from adr_tvm.passes.carried_ids import CarriedIds
+from adr_tvm.passes.carried_ids import CarriedIds, returned_calls
 from adr_tvm.passes.lowering import lower_call
 from adr_tvm.passes.lowering_concat import lower_concat
 
@@ -23,6 +23,7 @@ class _Lowerer(PyExprMutator):
         self.target = target
         self.carried = CarriedIds(self.builder_)
         self.dataflow = Dataflow(mod)
+        self.returned = {key for _, func in relax_functions(mod) for key in returned_calls(func)}
         concats = [call for _, func in relax_functions(mod) for call in calls(func, "relax.concat")]
         self.writers = {
             hash(made) for call in concats for made in sole_producers(call, self.dataflow) if made is not None
@@ -31,16 +32,27 @@ class _Lowerer(PyExprMutator):
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         if hash(call) in self.writers:
             return self.visit_expr_post_order(call)  # its concatenation lowers it
+        returned = hash(call) in self.returned
         producers = [
-            None if made is None else self.visit_expr_post_order(made) for made in sole_producers(call, self.dataflow)
+            None if made is None else self.carried.with_ordinary_arguments(self.visit_expr_post_order(made))
+            for made in sole_producers(call, self.dataflow)
         ]
         call = self.visit_expr_post_order(call)
-        if isinstance(call.op, tvm.ir.Op) and call.op.name in OPERATORS:
+        if not isinstance(call.op, tvm.ir.Op):
+            return self.carried.with_ordinary_arguments(call)
+        lossless = call.op.name in ops.REUSE_OPS and ops.setting_of(call).lossless
+        compact = self._lowered(call, []) if lossless else self.carried.follow(call)
+        if compact is not None:
+            return self.carried.expanded(compact) if returned else compact
+        return self._lowered(self.carried.with_ordinary_arguments(call), producers)
+
+    def _lowered(self, call: relax.Call, producers: list[relax.Call | None]) -> relax.Expr:
+        if call.op.name in OPERATORS:
             return lower_call(self.builder_, call, self.target, self.carried)
         if is_op(call, "relax.concat"):
             lowered = lower_concat(self.builder_, call, self.target or cpu_target(), producers)
-            return call if lowered is None else self.carried.join(call.args[0].fields, lowered)
-        return self.carried.follow(call) if isinstance(call.op, tvm.ir.Op) else call
+            return call if lowered is None else lowered
+        return call
 
 
 def sole_producers(call: relax.Call, dataflow: Dataflow) -> list[relax.Call | None]:

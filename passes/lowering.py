@@ -1,7 +1,8 @@
 """How one operator of ours becomes calls of TIR kernels, for a CPU target.
 
 Dense: one kernel. Reuse: the visible subgraph cluster -> GEMM -> scatter, where ``pixel`` and ``segment`` keep GEMM and
-scatter in one kernel (its table must not leave the cache) and ``row`` has all three.
+scatter in one kernel (its table must not leave the cache) and ``row`` has all three. Lossless layers are lowered apart
+(``passes/lowering_lossless.py``).
 """
 
 from __future__ import annotations
@@ -13,19 +14,20 @@ from tvm import relax, tirx
 from tvm.target import Target
 
 from adr_tvm import ops
-from adr_tvm._tvm import cpu_target, tensor_type
+from adr_tvm._tvm import cpu_target, static_shape, tensor_type
 from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry
-from adr_tvm.passes.carried_ids import CarriedIds, PixelMap
+from adr_tvm.passes.carried_ids import CarriedIds
 from adr_tvm.passes.lowering_dense import lower_dense, packed_weights, prepared
 from adr_tvm.passes.lowering_grouped import lower_grouped
+from adr_tvm.passes.lowering_lossless import lower_lossless
 from adr_tvm.schedules.cluster import SPARE_CENTROIDS, capacity, cluster, units
 from adr_tvm.schedules.cluster_rows import cluster_rows
 from adr_tvm.schedules.gemm_rows import gemm_rows, scatter_rows
 from adr_tvm.schedules.gemm_scatter import gemm_scatter
-from adr_tvm.schedules.match_rows import match_rows
 from adr_tvm.schedules.neuron_vectors import vector_source
 from adr_tvm.schedules.register_tile import RegisterTile, gemm_tile, isa_of
+from adr_tvm.schedules.tuned import reuse_schedule
 from adr_tvm.schedules.vector_key import pad_planes, te_pad_planes, te_pad_thresholds
 from adr_tvm.settings import ReuseSetting
 
@@ -39,20 +41,25 @@ def lower_call(
         bb: builder that takes the intermediate bindings and the kernels.
         call: call of one of the operators in ``adr_tvm/ops.py``.
         target: CPU target; None is this machine.
-        carried: ids found so far in the function; lossless layers use them and add theirs.
+        carried: compact activations of the function; lossless layers take and make such. None: the result is ordinary.
     """
     if call.op.name == ops.GROUPED_CONV2D:
         return lower_grouped(bb, call, target or cpu_target())
     if call.op.name in (*ops.DENSE_OPS, ops.CONV2D_ADD):
         return lower_dense(bb, call, target or cpu_target())
-    return _Lowering(bb, call, target or cpu_target(), carried or CarriedIds(bb)).lower()
+    if ops.setting_of(call).lossless:
+        alone = CarriedIds(bb)
+        lowered = lower_lossless(bb, call, target or cpu_target(), alone if carried is None else carried)
+        return alone.expanded(lowered)
+    return _Lowering(bb, call, target or cpu_target()).lower()
 
 
 class _Lowering:
-    def __init__(self, bb: relax.BlockBuilder, call: relax.Call, target: Target, carried: CarriedIds):
-        self.bb, self.call, self.carried = bb, call, carried
+    def __init__(self, bb: relax.BlockBuilder, call: relax.Call, target: Target):
+        self.bb, self.call = bb, call
         self.geometry: ConvGeometry = ops.geometry_of(call)
         self.activation: Activation = ops.activation_of(call)
+        self.target = target
         self.tile: RegisterTile = gemm_tile(isa_of(target), self.geometry.M)
 
     def lower(self) -> relax.Expr:
@@ -115,7 +122,8 @@ class _Lowering:
             )
         )
         parts = [self.bb.emit(relax.TupleGetItem(found, i)) for i in range(5)]
-        kernel = gemm_scatter(g, setting, self.activation, self.tile)
+        schedule = reuse_schedule(self.target, g, setting, static_shape(x)[0])
+        kernel = gemm_scatter(g, setting, self.activation, self.tile, schedule)
         y = self._call(f"{setting.granularity}_gemm_scatter", kernel, [x, *self._weights(), *parts], image)
         return self.bb.emit(y), parts[4]
 
@@ -123,33 +131,17 @@ class _Lowering:
         g = self.geometry
         U, G = units(setting, x.ty.shape[0])
         N = G * g.rows
-        rows, stats_type = tensor_type([U, N], "int32"), tensor_type([U, 2], "int32")
-        if setting.hash == "exact":
-            known = self.carried.of(x, setting.scope)
-            if known is not None:
-                own, reps, onward = self.carried.rows_of(g, setting, x, known)
-            else:
-                found = self.bb.emit(self._call("row_cluster", match_rows(g, setting), [x], [rows, rows, stats_type]))
-                lead, reps, stats = (self.bb.emit(relax.TupleGetItem(found, i)) for i in range(3))
-                own = onward = PixelMap(lead, stats, setting.scope)
-            lead, stats = own.lead, own.stats
-            origin = [relax.const(np.zeros((1, 1), np.int32)), relax.const(np.zeros((1, 1, 1), np.float32))]
-        else:
-            centroids = tensor_type([U, capacity(setting, N), g.K])
-            found = self.bb.emit(
-                self._call(
-                    "row_cluster",
-                    cluster_rows(g, setting),
-                    [x, *self._planes(setting)],
-                    [rows, rows, rows, rows, centroids, stats_type],
-                )
+        rows, centroids = tensor_type([U, N], "int32"), tensor_type([U, capacity(setting, N), g.K])
+        found = self.bb.emit(
+            self._call(
+                "row_cluster",
+                cluster_rows(g, setting),
+                [x, *self._planes(setting)],
+                [rows, rows, rows, rows, centroids, tensor_type([U, 2], "int32")],
             )
-            lead, reps, source, means, stats = (self.bb.emit(relax.TupleGetItem(found, i)) for i in range(1, 6))
-            origin = [source, means]
+        )
+        lead, reps, source, means, stats = (self.bb.emit(relax.TupleGetItem(found, i)) for i in range(1, 6))
         kernel = gemm_rows(g, setting, self.activation, self.tile)
-        partial = self.bb.emit(self._call("row_gemm", kernel, [x, *self._weights(), lead, reps, *origin], image))
+        partial = self.bb.emit(self._call("row_gemm", kernel, [x, *self._weights(), lead, reps, source, means], image))
         copy = self.bb.add_func(scatter_rows(g, setting), "adr_row_scatter")
-        y = self.bb.emit(relax.op.call_tir_inplace(copy, [lead, partial], [1], image))
-        if setting.hash == "exact":
-            self.carried.record(y, onward)
-        return y, stats
+        return self.bb.emit(relax.op.call_tir_inplace(copy, [lead, partial], [1], image)), stats

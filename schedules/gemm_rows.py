@@ -1,4 +1,4 @@
-"""GEMM over the representative rows of ``row`` granularity, and the copy of products to the other rows."""
+"""GEMM over the representatives of rows clustered by sign hashes, and the copy of products to the other rows."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def gemm_rows(
 
     Returns:
         PrimFunc of X float32 [B, H, W, C], packed weights float32 [M/NR, K, NR], bias float32 [M padded to NR],
-        lead, reps int32 [U, N], source int32 [U, N] and centroids float32 [U, capacity, K] (``exact``: [1, 1] and
-        [1, 1, 1], unused), and Y float32 [B, OH, OW, M].
+        lead, reps, source int32 [U, N] and centroids float32 [U, capacity, K] of ``cluster_rows``, and Y float32
+        [B, OH, OW, M].
     """
     H, W, C, OH, OW, M, K = (
         geometry.H,
@@ -40,9 +40,7 @@ def gemm_rows(
     )
     MR, NR, rows = tile.MR, tile.NR, geometry.rows
     blocks, chunk = -(-M // NR), tile.chunk_rows(geometry.K)
-    exact = setting.hash == "exact"
     copy, multiply, store = copy_row(geometry), multiply_tile(tile), store_row(tile, M, OW, activation)
-    one = tirx.IntImm("int64", 1)
 
     @T.inline
     def copy_centroid(centroids, u, c, A, i):
@@ -74,10 +72,8 @@ def gemm_rows(
         bias = T.match_buffer(b, (T.int64(blocks * NR),), "float32")
         lead = T.match_buffer(ld, (U, N), "int32")
         reps = T.match_buffer(rp, (U, N), "int32")
-        source = T.match_buffer(so, (one if exact else U, one if exact else N), "int32")
-        centroids = T.match_buffer(
-            c, (one if exact else U, one if exact else cap, T.int64(1 if exact else K)), "float32"
-        )
+        source = T.match_buffer(so, (U, N), "int32")
+        centroids = T.match_buffer(c, (U, cap, T.int64(K)), "float32")
         Y = T.match_buffer(y, (B, T.int64(OH), T.int64(OW), T.int64(M)), "float32")
         works = T.alloc_buffer((U,), "int64")
         for u in T.parallel(U):
@@ -92,13 +88,10 @@ def gemm_rows(
                 for i in range(panels * MR):
                     work = T.meta_var(task * chunk + i)
                     if work < works[u]:
-                        if exact:
-                            copy(X, u * G + reps[u, work] // rows, reps[u, work] % rows, rows, A, i, 0)
+                        if source[u, work] >= 0:
+                            copy_centroid(centroids, u, source[u, work], A, i)
                         else:
-                            if source[u, work] >= 0:
-                                copy_centroid(centroids, u, source[u, work], A, i)
-                            else:
-                                copy(X, u * G + reps[u, work] // rows, reps[u, work] % rows, rows, A, i, 0)
+                            copy(X, u * G + reps[u, work] // rows, reps[u, work] % rows, rows, A, i, 0)
                     else:
                         for k in range(K):
                             A[i, k] = T.float32(0)

@@ -68,7 +68,9 @@ def test_same_bits_as_dense(tmp_path, scope, skip):
     for count in (1, 3):
         x = tvm.runtime.tensor(_images(count))
         y, stats = machine["main_counts"](x)
-        assert all(s.numpy()[:, 1].all() for s in stats), "every layer finds its repeats"
+        reused = [s.numpy()[:, 1].all() for s in stats]
+        # Behind a layer that is not lossless data are looked at again, and by then hardly repeat.
+        assert reused[0] if skip else all(reused)
         np.testing.assert_array_equal(y.numpy().view(np.int32), machine["dense"](x).numpy().view(np.int32))
 
 
@@ -77,8 +79,9 @@ def test_data_are_hashed_once(tmp_path):
     script = LowerOperators(TARGET)(pipeline.run(pipeline.rewrite(plan), mod, TARGET)).script(show_meta=False)
     body = script[script.index("def main(") :].partition("def main_counts(")[0]
     assert body.count("cls.adr_row_cluster") == 1
-    # The pool's map and a map for each of the four layers behind it.
-    assert body.count("cls.adr_row_combine") == 5
+    # The windows of the pool and of the two 3x3 convolutions; 1x1 convolutions take the ids as they are.
+    assert body.count("cls.adr_row_combine") == 3
+    assert body.count("cls.adr_expand") == 1, "only what the network returns"
 
 
 def test_images_without_repeats_run_dense_throughout(tmp_path):

@@ -23,9 +23,10 @@ SETTINGS = [
     *(ReuseSetting(granularity, L=4, H=1, hash="exact") for granularity in HASHED),
 ]
 KERNELS = {
-    "pixel": ["adr_pixel_cluster", "adr_pixel_gemm_scatter"],
-    "segment": ["adr_segment_cluster", "adr_segment_gemm_scatter"],
-    "row": ["adr_row_cluster", "adr_row_gemm", "adr_row_scatter"],
+    ("pixel", False): ["adr_pixel_cluster", "adr_pixel_gemm_scatter"],
+    ("segment", False): ["adr_segment_cluster", "adr_segment_gemm_scatter"],
+    ("row", False): ["adr_row_cluster", "adr_row_gemm", "adr_row_scatter"],
+    ("row", True): ["adr_row_cluster", "adr_row_gemm", "adr_expand"],
 }
 CONV, DENSE = (3, 3, 4, 6), (36, 6)
 
@@ -84,7 +85,7 @@ def test_symbolic_channels_are_refused():
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_the_subgraph_is_visible(setting):
-    assert call_tirs(LowerOperators(TARGET)(module(setting))) == KERNELS[setting.granularity]
+    assert call_tirs(LowerOperators(TARGET)(module(setting))) == KERNELS[setting.granularity, setting.lossless]
 
 
 @pytest.mark.parametrize("kind", ["conv2d", "dense"])
