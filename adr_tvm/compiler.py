@@ -81,19 +81,32 @@ def compile_model(
     folder = default_output(model_path) if out is None else Path(out)
     if calibration is None:
         _check_uncalibrated(options)
-    set_threads(options.threads)
+    threads = set_threads(options.threads)
 
     from adr_tvm.deploy import bundle
     from adr_tvm.loaded_network import LoadedNetwork
     from adr_tvm.report.html import write_report
     from adr_tvm.report.results import Timings
+    from adr_tvm.schedules.tuned import tuned_schedules
+    from adr_tvm.tuning.choice import open_database
+    from adr_tvm.tuning.layers import with_tuning
+    from adr_tvm.tuning.plan import tune_plan
+    from adr_tvm.tuning.tuner import tune_network
 
     bundle.check_linker()
     timings = None if options.timings is None else Timings.load(options.timings)
     network = LoadedNetwork(model_path, options)
     samples, plan = network.open_calibration(calibration), network.given_plan()
-    with bundle.staged(folder) as staging:
-        outcome = _plan_layers(network, samples, plan, timings)
+    database = open_database(options.tuning_db, options.tune, network.target, threads)
+    images = 1 if samples is None else samples.batch_size
+    with tuned_schedules(database), bundle.staged(folder) as staging:
+        if database is not None and options.tune is not None:
+            tune_network(network.mod, network.target, database, options.tune, images)
+        outcome = _plan_layers(network, samples, plan, timings, threads)
+        if database is not None and options.tune is not None:
+            outcome = tune_plan(network, outcome, samples, database, options.tune, images)
+        if database is not None:
+            outcome = replace(outcome, result=with_tuning(outcome.result, network.mod, database))
         bundle.write_bundle(staging, outcome.executable, network.checked, outcome.plan, network.mod, network.target)
         outcome.result.save(staging)
         outcome.timings.save(staging / bundle.TIMINGS_FILE)
@@ -105,12 +118,18 @@ def compile_model(
 
 
 def _plan_layers(
-    network: LoadedNetwork, samples: CalibrationSet | None, plan: ReusePlan | None, timings: Timings | None
+    network: LoadedNetwork,
+    samples: CalibrationSet | None,
+    plan: ReusePlan | None,
+    timings: Timings | None,
+    threads: int,
 ) -> Outcome:
     """Search, or measure the given plan; the dense network is compared with ONNX Runtime first."""
     from adr_tvm.build import build_module, build_plan
     from adr_tvm.frontend.dense_check import check_dense, some_inputs
+    from adr_tvm.planner.cost_file import find_cost_model, recorded
     from adr_tvm.planner.search import evaluate, search
+    from adr_tvm.schedules.register_tile import isa_of
 
     options, checked = network.options, network.checked
     inputs = some_inputs(checked.inputs, samples, options.seed)
@@ -125,7 +144,11 @@ def _plan_layers(
         notes.append(CALIBRATION_HINT)
     arguments = (samples, network.target, _search_options(options), timings)
     if plan is None:
-        outcome = search(network.mod, checked, network.rules, *arguments)
+        cost = None
+        if samples is not None and not options.lossless:
+            cost = None if options.cost_model is not None else recorded(timings, threads)
+            cost = cost or find_cost_model(options.cost_model, threads, isa_of(network.target).lanes)
+        outcome = search(network.mod, checked, network.rules, *arguments, cost)
     else:
         outcome = evaluate(network.mod, checked, network.rules, plan, *arguments)
     if network.dump is not None:

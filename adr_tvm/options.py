@@ -39,9 +39,14 @@ class CompileOptions:
         only: layers whose name none of these finds stay dense; empty allows all.
         plan: a plan (or its file or folder) to apply in place of a search.
         timings: file of measured times to search with in place of measuring.
+        cost_model: file with the cost model that prunes the search; None: this machine's, fitted by
+            ``adr-bench --fit-machine``, or defaults.
+        tune: schedules to try for each kernel; None tunes nothing.
+        tuning_db: file with tuned schedules, which ``tune`` adds to; None: where ``tune`` is given, one in the user's
+            cache folder, else every kernel gets its default schedule.
         granularity, L, H, hash, scope: narrow the search to these; see ``ReuseSetting``.
         seed: everything random derives from it.
-        threads: at compile time's measurements; None: all of this machine.
+        threads: that kernels are measured with; None: all physical cores.
         time_budget: seconds after which the search takes the best it has; None: no limit.
         batch_size: samples in a calibration batch; None: the model's own, 32 where it is free.
         min_speedup: goal for dense time / reuse time of the network.
@@ -62,6 +67,9 @@ class CompileOptions:
     only: Sequence[str] = ()
     plan: ReusePlan | str | Path | None = None
     timings: str | Path | None = None
+    cost_model: str | Path | None = None
+    tune: int | None = None
+    tuning_db: str | Path | None = None
     granularity: str | None = None
     L: int | None = None
     H: int | None = None
@@ -101,6 +109,7 @@ class CompileOptions:
             ("--seed", self.seed, 0, 2**63 - 1),
             ("--threads", self.threads, 1, 1024),
             ("--batch-size", self.batch_size, 1, None),
+            ("--tune", self.tune, 1, 1_000_000),
         ):
             if value is not None and not (value >= lowest and (highest is None or value <= highest)):
                 to = "or more" if highest is None else f"to {highest}"
@@ -139,6 +148,7 @@ class CompileOptions:
             searching += ["--lossless"] if self.lossless else []
             searching += [flag for flag, on in (("--skip", self.skip), ("--only", self.only)) if on]
             searching += ["--time-budget"] if self.time_budget is not None else []
+            searching += ["--cost-model"] if self.cost_model is not None else []
             if searching:
                 raise UsageError(
                     f"{' and '.join(searching)} cannot go with --plan, which decides all layers: "

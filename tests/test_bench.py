@@ -14,12 +14,16 @@ import numpy as np
 import pytest
 from bundles import REUSE, classifier, images, make_bundle
 
+from adr_tvm.bench import fit_machine
 from adr_tvm.bench import run as bench_module
+from adr_tvm.bench.fit_machine import Case
 from adr_tvm.bench.results import BenchResult, engine_times, speedup
 from adr_tvm.bench.worker import _larger, _take_turns
 from adr_tvm.cli.bench import main
 from adr_tvm.errors import ModelError
+from adr_tvm.geometry import dense_geometry
 from adr_tvm.jsonfile import read_json
+from adr_tvm.settings import ReuseSetting
 
 COUNT = 10
 
@@ -124,6 +128,40 @@ def test_errors_are_one_line(files, monkeypatch, capfd, more, code, message):
     assert message in shown.err
     assert shown.err.startswith("adr-bench: error: ")
     assert (shown.err.count("\n"), shown.out) == (1, "")
+
+
+def test_fit_machine(monkeypatch, tmp_path, capfd):
+    """The table, the speeds and the file; never the times. Two kernels stand for all."""
+    few = [Case(dense_geometry(8, 16, 16)), Case(dense_geometry(8, 16, 16), ReuseSetting(L=8, H=4), 4)]
+    monkeypatch.setattr(fit_machine, "cases", lambda: few)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert main(["--fit-machine", "--json", str(tmp_path / "fit.json")]) == 0
+    shown = capfd.readouterr()
+    lines = shown.out.splitlines()
+    assert lines[0].split() == ["kernel", "measured", "ms", "predicted", "ms", "error"]
+    assert lines[1].startswith("8x16 -> 16: dense") and lines[2].startswith(
+        "8x16 -> 16: pixel L=8 H=4 pca, 4 prototypes"
+    )
+    assert lines[-1].count("median error") == 1 and str(tmp_path / "adr_tvm") in lines[-1]
+    assert "measuring kernels" in shown.err
+    (path,) = (tmp_path / "adr_tvm").iterdir()
+    assert path.read_bytes() == (tmp_path / "fit.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: OUT, --model, --input"),
+        (["out", "--input", "x.npz"], "the following arguments are required: --model"),
+        (["out", "--fit-machine", "--runs", "3"], "OUT and --runs cannot go with --fit-machine"),
+        (["--fit-machine", "--threads", "1,2"], "one number of threads at a time"),
+        (["--fit-machine", "--threads", "9999"], "9999 threads asked for"),
+    ],
+)
+def test_what_goes_together(arguments, message, capfd):
+    assert main(arguments) == 2
+    shown = capfd.readouterr()
+    assert message in shown.err and (shown.err.count("\n"), shown.out) == (1, "")
 
 
 def test_another_model(files, tmp_path, capfd):

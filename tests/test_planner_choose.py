@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from adr_tvm.geometry import ConvGeometry, dense_geometry
 from adr_tvm.planner.choose import Option, hull, nested_plans, pareto
-from adr_tvm.planner.cost import CostModel, reuse_macs
+from adr_tvm.planner.cost import reuse_macs
 from adr_tvm.planner.measure import cluster_limit
 from adr_tvm.planner.options import SearchOptions
 from adr_tvm.planner.settings_grid import settings_grid
@@ -78,15 +78,28 @@ def test_plans_are_nested(options):
 
 @given(layers)
 def test_plans_are_the_best_of_their_budget(options):
-    """Of all plans with no more error than one of the sequence, none saves more (brute force).
+    """Of all plans with no more error than one of the hulls' sequence, none saves more (brute force).
 
     Steps that add no error are taken one by one: of plans with equal errors the last counts.
     """
     every = itertools.product(*[[None, *each] for each in options.values()])
     brute = [total({i: o for i, o in enumerate(choice) if o is not None}) for choice in every]
-    reached = {error: saved for saved, error in map(total, nested_plans(options))}
+    reached = {
+        error: saved for saved, error in map(total, nested_plans({k: hull(each) for k, each in options.items()}))
+    }
     for error, saved in reached.items():
         assert saved >= max(s for s, e in brute if e <= error) - 1e-9
+
+
+def test_smaller_steps_lie_between_those_of_the_hull():
+    """Where the step to the fastest setting breaks the budget, one that is below the hull may keep it."""
+    small, dominated, large = (
+        Option(ReuseSetting(H=12), 1.0, 2.0),
+        Option(ReuseSetting(H=10), 0.5, 3.0),
+        Option(ReuseSetting(H=8), 9.0, 4.0),
+    )
+    assert hull([small, dominated, large]) == [large]
+    assert nested_plans({"a": [large, dominated, small]}) == [{}, {"a": small}, {"a": large}]
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=8))
@@ -96,26 +109,6 @@ def test_pareto(points):
         assert any(a <= point[0] and b <= point[1] for a, b in front)
     for a, b in itertools.permutations(set(front), 2):
         assert not (a[0] <= b[0] and a[1] <= b[1])
-
-
-@pytest.mark.parametrize("granularity", ["pixel", "segment", "row"])
-def test_cost_grows_with_clusters_and_images(granularity):
-    cost, setting = CostModel(), ReuseSetting(granularity, L=8)
-    times = [cost.reuse_seconds(CONV, setting, r_c, 4) for r_c in (0, 0.1, 0.5, 1)]
-    assert times == sorted(set(times))
-    assert cost.reuse_seconds(CONV, setting, 0.1, 2) < cost.reuse_seconds(CONV, setting, 0.1, 3)
-    macs = [reuse_macs(CONV, setting, r_c) for r_c in (0, 0.1, 0.5, 1)]
-    assert macs == sorted(set(macs))
-    one_more = cost.reuse_seconds(CONV, setting, 2 / CONV.vectors(setting), 1)
-    one_more -= cost.reuse_seconds(CONV, setting, 1 / CONV.vectors(setting), 1)
-    assert one_more == pytest.approx(cost.cluster_seconds(CONV, setting))
-
-
-def test_cost_of_pixel_vectors_is_less_than_of_segments():
-    """Hashing a pixel once in place of once for each of its taps."""
-    cost = CostModel()
-    pixel, segment = (cost.reuse_seconds(CONV, ReuseSetting(g, L=9), 0, 1) for g in ("pixel", "segment"))
-    assert pixel < segment
 
 
 def test_reuse_macs():
@@ -130,7 +123,7 @@ def kinds(grid) -> set[tuple[str, str]]:
 
 def test_grid_by_default():
     grid = settings_grid(CONV, SearchOptions())
-    assert kinds(grid) == {("row", "exact"), ("row", "pca"), ("pixel", "pca")}
+    assert kinds(grid) == {("row", "exact"), ("row", "pca"), ("pixel", "pca"), ("segment", "pca")}
     assert grid[0].lossless and not any(s.lossless for s in grid[1:])
     assert len(set(grid)) == len(grid) and {s.scope for s in grid} == {"image"}
     assert {s.L for s in grid if s.granularity == "pixel"} == {4, 8, 16, 24}, "no vector is longer than the channels"
@@ -142,13 +135,13 @@ def test_grid_by_default():
     [
         ({"lossless": True}, {("row", "exact")}),
         ({"hash": "exact"}, {("row", "exact"), ("pixel", "exact")}),
-        ({"hash": "gaussian"}, {("row", "gaussian"), ("pixel", "gaussian")}),
+        ({"hash": "gaussian"}, {("row", "gaussian"), ("pixel", "gaussian"), ("segment", "gaussian")}),
         ({"granularity": "segment"}, {("segment", "pca")}),
         ({"granularity": "row"}, {("row", "exact"), ("row", "pca")}),
         ({"granularity": "row", "hash": "exact"}, {("row", "exact")}),
         ({"granularity": "segment", "hash": "exact"}, {("segment", "exact")}),
-        ({"L": 5}, {("pixel", "pca")}),
-        ({"H": 9}, {("row", "pca"), ("pixel", "pca")}),
+        ({"L": 5}, {("pixel", "pca"), ("segment", "pca")}),
+        ({"H": 9}, {("row", "pca"), ("pixel", "pca"), ("segment", "pca")}),
     ],
 )
 def test_grid_within_the_users_limits(options, found):
@@ -158,6 +151,15 @@ def test_grid_within_the_users_limits(options, found):
         assert {s.L for s in grid} == {5}
     if "H" in options:
         assert {s.H for s in grid} == {9}
+
+
+def test_a_closer_look():
+    """More lengths and bits, but no more keys than could leave two vectors together."""
+    coarse, fine = (settings_grid(CONV, SearchOptions(), 128, each) for each in (False, True))
+    assert set(coarse) < set(fine)
+    assert max(s.H for s in fine if s.granularity == "pixel") == 12, "196 pixels"
+    batch = settings_grid(CONV, SearchOptions(scope="batch"), 128, True)
+    assert max(s.H for s in batch if s.granularity == "pixel") == 20
 
 
 def test_longer_than_the_channels():

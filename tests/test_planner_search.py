@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -12,6 +13,7 @@ import tvm
 from onnx import helper
 from onnx_graphs import make_model, weights_of
 from planner_networks import (  # noqa: F401
+    SLOW,
     TARGET,
     PaperTimes,
     classifier,
@@ -28,11 +30,13 @@ from adr_tvm.plan import ReusePlan
 from adr_tvm.planner.findings import Findings
 from adr_tvm.planner.layer_search import LayerSearch
 from adr_tvm.planner.network import PlanningNetwork
+from adr_tvm.planner.network_time import NetworkTimes
 from adr_tvm.planner.options import SearchOptions
+from adr_tvm.planner.search import _reverted
 from adr_tvm.report.results import Timings
 
 pytestmark = pytest.mark.usefixtures("slow_machine")
-NARROW = {"granularity": "pixel", "L": 4, "H": 6}  # two kernels a layer: with gain and without
+NARROW = {"granularity": "pixel", "L": 4, "H": 6}  # a kernel a layer, and one with gain where that may help
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +79,9 @@ def test_within_the_budget_on_held_back_images(net):
         assert "x faster inside the network" in reasons(outcome)[name]
         assert outcome.plan.reused[name].max_clusters > 0
     assert "one row per image" in reasons(outcome)["fc"]
+    assert outcome.result.cost_model == "defaults" and outcome.result.cost_model_sha256 == SLOW.sha256
     for layer in outcome.result.layers[:2]:
+        assert all(c.predicted_ms > 0 for c in layer.candidates) and layer.predicted_dense_ms > layer.predicted_ms
         assert sum(c.chosen for c in layer.candidates) == 1 and any(c.pareto for c in layer.candidates)
         assert 0 < layer.r_c <= 1 and layer.output_error >= 0 and layer.macs_reuse < layer.macs_dense
 
@@ -132,6 +138,32 @@ def test_back_off_ends_at_the_furthest_plan_that_is_shown(last, limit):
     assert tried[0] == last and len(tried) <= 4
     expected = 100 * (limit + 1) if last > limit else None
     assert found.findings.images_needed == expected, "of the first plan that does not pass"
+
+
+def settings(layer) -> set[tuple]:
+    return {(c.setting.L, c.setting.H, c.setting.gain, c.setting.table) for c in layer.candidates}
+
+
+def test_cheaper_tables_are_tried_around_the_choice(image_net):
+    """Only types that are predicted to be faster, and taken where they measure faster within the budget."""
+    fast_int8 = replace(SLOW, seconds=SLOW.seconds | {"adds int8": 0.0})
+    outcome = image_net.search(images(32), PaperTimes(), max_drop=0.05, cost=fast_int8, **NARROW)
+    (layer,) = outcome.result.layers
+    assert settings(layer) == {(4, 6, False, "float32"), (4, 6, True, "float32"), (4, 6, False, "int8")}
+    assert outcome.plan.reused["conv"].table == "int8" and 0 < outcome.result.drop < 0.05
+    assert outcome.result.speedup == pytest.approx(1 / 0.6)
+
+
+def test_a_closer_look_where_the_budget_ends(image_net):
+    """The shortlist takes few settings; of those between, the search tries some near the choice."""
+    with mock.patch("adr_tvm.planner.shortlist.MOST_SETTINGS", 2):
+        outcome = image_net.search(images(32, 0.3), PaperTimes(), max_drop=0.02, granularity="pixel", L=4)
+    (layer,) = outcome.result.layers
+    plain = sorted(c.setting.H for c in layer.candidates if not c.setting.gain and not c.setting.lossless)
+    assert plain[0] < plain[1] < plain[-1], "neither the least nor the most accurate"
+    chosen = outcome.plan.reused["conv"].H
+    assert plain[0] < chosen, "the fastest breaks the budget"
+    assert outcome.result.bound <= 0.02
 
 
 def test_labels(net):
@@ -217,11 +249,29 @@ def test_the_network_is_slower_after_all(net):
     assert "main" not in [c.setting for layer in outcome.result.layers for c in layer.candidates]
 
 
-def test_the_network_may_be_slower(net):
-    """Noise around a median above the dense time reverts nothing."""
+def test_accuracy_is_not_spent_where_no_gain_is_seen(net):
+    """Not even where the network may, for all that is certain, be faster."""
     outcome = net.search(images(64), PaperTimes(network=1.02, network_at_least=0.97), max_drop=0.5, **NARROW)
+    assert not outcome.plan.reused
+    outcome = net.search(images(64), PaperTimes(network=0.99, network_at_least=0.97), max_drop=0.5, **NARROW)
     assert set(outcome.plan.reused) == {"conv1", "conv2"}
-    assert outcome.result.speedup == pytest.approx(1 / 1.02)
+    assert outcome.result.speedup == pytest.approx(1 / 0.99)
+
+
+@pytest.mark.parametrize(
+    ("times", "lossless", "on_data", "reverted"),
+    [
+        ((1.0, 0.98, 0.97), True, True, True),  # certain: not even 5 % are gained
+        ((1.0, 0.98, 0.94), True, True, False),
+        ((1.0, 1.04, 1.03), True, False, False),  # what looking costs where nothing repeats
+        ((1.0, 1.09, 1.06), True, False, True),
+        ((1.0, 1.09, 1.04), True, False, False),
+        ((1.0, 0.97, 0.96), False, True, False),
+        ((1.0, 1.03, 1.01), False, True, True),
+    ],
+)
+def test_what_is_reverted(times, lossless, on_data, reverted):
+    assert _reverted(NetworkTimes(*times), lossless, on_data) == reverted
 
 
 def test_rules(net):
@@ -375,13 +425,26 @@ def test_time_budget(net):
     assert run(outcome, images(1)).shape == (1, 5)
 
 
+def test_time_budget_ends_while_clustering(net):
+    """What is clustered first may save most; the rest is not looked at."""
+    times = PaperTimes()
+    times.put("search|shortlist conv2", 1.0)
+    times.put("search|shortlist conv1", 60.0)
+    times.put("search|image", 1e-4)
+    outcome = net.search(images(64), times, max_drop=0.5, time_budget=100.0, **NARROW)
+    assert "time budget" in reasons(outcome)["conv1"] and not outcome.result.layers[0].candidates
+    assert outcome.result.layers[1].candidates
+
+
 def test_time_budget_for_one_layer(net):
     """The layer that promises more is tried first, whatever its place in the network."""
     times = PaperTimes()
+    for layer in ("conv1", "conv2"):
+        times.put(f"search|shortlist {layer}", 0.1)
     times.put("search|measure conv2", 1.0)
     times.put("search|measure conv1", 60.0)
     times.put("search|image", 1e-4)
-    for step in ("weigh", "choose", "verify"):
+    for step in ("weigh", "finer settings", "variants", "choose", "verify"):
         times.put(f"search|{step}", 61.0)
     outcome = net.search(images(64), times, max_drop=0.5, time_budget=100.0, **NARROW)
     assert "time budget" in reasons(outcome)["conv1"] and set(outcome.plan.reused) <= {"conv2"}
@@ -390,7 +453,7 @@ def test_time_budget_for_one_layer(net):
 
 def test_a_search_frees_its_network(net):
     calibration = net.calibration(images(8))
-    found = LayerSearch(net.mod, net.checked, CandidateRules(), calibration, TARGET, SearchOptions(), Timings())
+    found = LayerSearch(net.mod, net.checked, CandidateRules(), calibration, TARGET, SearchOptions(), Timings(), SLOW)
     planning = weakref.ref(found.network)
     assert isinstance(planning(), PlanningNetwork)
     del found

@@ -13,6 +13,7 @@ from adr_tvm.errors import DataError, ModelError, UsageError
 from adr_tvm.report.charts import scatter
 from adr_tvm.report.formats import milliseconds, multiply_adds, number, percent, setting_text, summary_line
 from adr_tvm.report.html import render_report, write_report
+from adr_tvm.report.predictions import predictions, verdict
 from adr_tvm.report.results import Candidate, LayerResult, NetworkResult, Timings
 from adr_tvm.report.terminal import print_result
 from adr_tvm.settings import ReuseSetting
@@ -171,6 +172,20 @@ def test_page_has_every_layer_and_plot():
     assert text.count('class="layer"') == 61  # sixty rows and the heading
     assert text.count('class="chosen"') == 12 + 1  # and the key of the plots
     assert summary_line(PAGES["sixty layers"]) in "".join(page.texts)
+
+
+def test_page_has_what_was_predicted():
+    """The dense kernel and every candidate with a prediction; nothing where none was made."""
+    layer = make_layer(0, True)
+    candidates = [replace(each, predicted_ms=2 * each.time_ms) for each in layer.candidates[:3]] + layer.candidates[3:]
+    layer = replace(layer, candidates=candidates, predicted_dense_ms=4 * layer.time_dense_ms)
+    result = replace(make_result(1, 1), layers=[layer], cost_model="fitted to a clock", cost_model_sha256="cd" * 32)
+    assert [each.ratio for each in predictions(result)] == pytest.approx([4, 2, 2, 2])
+    assert verdict(predictions(result)).startswith("4 kernels: predicted times are 2 of the measured in the median")
+    text = render_report(result)
+    assert "Predicted against measured" in text and "fitted to a clock" in text and "cdcdcdcdcdcdcdcd…" in text
+    assert "Predicted against measured" not in render_report(make_result(2, 1))
+    assert verdict([]) == ""
 
 
 def test_hostile_names_are_text():

@@ -1,4 +1,4 @@
-"""``adr-bench``: a bundle side by side with ONNX Runtime, time and accuracy.
+"""``adr-bench``: a bundle side by side with ONNX Runtime, time and accuracy; or this machine, for the cost model.
 
 Only ``run`` imports what measures: ``--help`` must answer at once.
 """
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Measure a bundle that adr-compile wrote against other ways to run the same
-model, on your data: the time of a run and the accuracy."""
+model, on your data: the time of a run and the accuracy. Or, with --fit-machine,
+measure this machine once, so that adr-compile knows what is worth trying."""
+USAGE = """\
+adr-bench OUT --model MODEL.onnx --input DATA [options]
+       adr-bench --fit-machine [--threads N]"""
 
 EPILOG = """\
 What it is compared with:
@@ -55,19 +59,19 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line; option names are the fields of ``BenchOptions``."""
     parser = Parser(
         prog="adr-bench",
+        usage=USAGE,
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("bundle", metavar="OUT", type=Path, help="folder that adr-compile wrote")
-    parser.add_argument("--model", metavar="MODEL.onnx", type=Path, required=True, help="what it was compiled from")
+    parser.add_argument("bundle", metavar="OUT", type=Path, nargs="?", help="folder that adr-compile wrote")
+    parser.add_argument("--model", metavar="MODEL.onnx", type=Path, help="what it was compiled from")
     parser.add_argument(
         "--input",
         dest="samples",
         metavar="DATA",
         type=Path,
-        required=True,
         help="samples to run on: .npz with arrays named like the inputs, .npy, or a folder of .npy files",
     )
     parser.add_argument("--labels-name", metavar="NAME", help="array of class labels among them")
@@ -83,6 +87,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", metavar="N", type=int, help="timed runs of each (default: 36)")
     parser.add_argument("--metric", metavar="NAME", help="auto, top1, agreement, nmse or psnr (default: auto)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write every number to FILE")
+    parser.add_argument(
+        "--fit-machine",
+        action="store_true",
+        help="measure kernels for a minute and fit the planner's cost model, kept in the user's cache folder",
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     add_verbosity(parser)
     return parser
@@ -116,6 +125,13 @@ def options_of(arguments: argparse.Namespace) -> BenchOptions:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure; the table goes to stdout."""
+    if arguments.fit_machine:
+        _fit_machine(arguments)
+        return
+    named = {"OUT": arguments.bundle, "--model": arguments.model, "--input": arguments.samples}
+    missing = [name for name, value in named.items() if value is None]
+    if missing:
+        raise UsageError(f"the following arguments are required: {', '.join(missing)} (see adr-bench --help)")
     options = options_of(arguments)
     if arguments.json is not None:
         _check_writable(arguments.json)
@@ -128,6 +144,39 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json is not None:
         write_json(arguments.json, asdict(result))
     print_bench(result)
+
+
+def _fit_machine(arguments: argparse.Namespace) -> None:
+    """Fit the cost model to this machine; prints what was measured beside what the model says."""
+    others = {
+        "OUT": "bundle",
+        "--model": "model",
+        "--input": "samples",
+        "--labels-name": "labels_name",
+        "--calib": "calibration",
+        "--against": "against",
+        "--batch": "batch",
+        "--runs": "runs",
+        "--metric": "metric",
+    }
+    given = [flag for flag, name in others.items() if getattr(arguments, name) is not None]
+    if given:
+        raise UsageError(f"{' and '.join(given)} cannot go with --fit-machine, which measures kernels of its own")
+    threads = arguments.threads or [None]
+    if len(threads) > 1:
+        raise UsageError("--fit-machine fits one number of threads at a time: give --threads one number")
+    if arguments.json is not None:
+        _check_writable(arguments.json)
+    from dataclasses import asdict
+
+    from adr_tvm.bench.fit_machine import fit_machine
+    from adr_tvm.jsonfile import write_json
+    from adr_tvm.report.fitted_model import print_fitted
+
+    fitted, path = fit_machine(threads[0])
+    if arguments.json is not None:
+        write_json(arguments.json, asdict(fitted))
+    print_fitted(fitted, path)
 
 
 def _check_writable(path: Path) -> None:

@@ -37,6 +37,8 @@ examples:
       an image network, no further than 40 dB from its dense output
   adr-compile m.onnx --plan m-adr/plan.json
       an earlier plan, without a search
+  adr-compile m.onnx --tune 32 --tuning-db my-machine.jsonl
+      with kernels tuned for this machine; the file serves later runs
 
 Calibration data are an .npz file whose arrays [n, ...] are named like the
 model's inputs, or a folder of .npy files, prepared exactly as the network takes
@@ -80,7 +82,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         help="shapes of inputs whose size is free, as x:1,3,224,224; several with ';' or by repeating the "
         "option; the first dimension may stay a name, as x:N,3,224,224",
     )
-    group.add_argument("--threads", metavar="N", type=int, help="threads to measure with (default: all cores)")
+    group.add_argument("--threads", metavar="N", type=int, help="threads to measure with (default: all physical cores)")
 
 
 def _add_accuracy_options(group: argparse._ArgumentGroup) -> None:
@@ -118,6 +120,17 @@ def _add_search_options(group: argparse._ArgumentGroup) -> None:
         )
     group.add_argument("--plan", metavar="FILE", help="apply and measure this plan.json in place of a search")
     group.add_argument("--timings", metavar="FILE", help="use the times of this timings.json: repeats a search exactly")
+    group.add_argument(
+        "--cost-model",
+        metavar="FILE",
+        help="prune the search by this cost model (default: this machine's, if adr-bench --fit-machine made one)",
+    )
+    group.add_argument("--tune", metavar="N", type=int, help="try N schedules for each kernel, keep the fastest")
+    group.add_argument(
+        "--tuning-db",
+        metavar="FILE",
+        help="use the schedules of this file; --tune adds to it (default: with --tune one in the cache folder)",
+    )
     group.add_argument("--granularity", metavar="|".join(GRANULARITIES), help="search only this granularity")
     group.add_argument("--L", metavar="N", type=int, help="search only neuron vectors of this length")
     group.add_argument("--H", metavar="N", type=int, help=f"search only this number of hash bits, 1 to {MAX_BITS}")

@@ -124,7 +124,7 @@ def _pca(H: int, statistics: VectorStatistics, seed: int) -> HashPlanes:
 def _principal(statistics: VectorStatistics, s: int, H: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The H leading directions [L, D] and their variances [D], D <= H, descending, with a fixed sign."""
     if statistics.scatter is not None:
-        variances, directions = np.linalg.eigh(statistics.covariance(s))
+        variances, directions = (found[s] for found in statistics.spectrum())
         variances, directions = variances[::-1][:H], directions[:, ::-1][:, :H]
     else:
         sample = statistics.sample(s) - statistics.mean[s]

@@ -39,6 +39,7 @@ class VectorStatistics:
         capacity = min(sample_size, max(256, SAMPLE_BYTES // (segments * length * 4)))
         self._reservoir = np.zeros((segments, capacity, length), np.float32)
         self._generators = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(segments)]
+        self._spectrum: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def segments(self) -> int:
@@ -64,6 +65,24 @@ class VectorStatistics:
             raise ValueError(f"no covariance is kept for vectors of length {self.length}")
         return self.scatter[segment] / max(1, self.count[segment])
 
+    def spectrum(self) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvalues [S, L], ascending, and eigenvectors [S, L, L] of the covariances; found once.
+
+        Raises:
+            ValueError: L > 1024, where no covariance is kept.
+        """
+        if self._spectrum is None:
+            values, vectors = np.linalg.eigh(np.stack([self.covariance(s) for s in range(self.segments)]))
+            self._spectrum = values, vectors
+        return self._spectrum
+
+    def only(self, segments: np.ndarray) -> VectorStatistics:
+        """The statistics of some segments, for planes; not to be updated."""
+        some = VectorStatistics(len(segments), self.length, 0, 1)
+        some.count, some.mean, some._reservoir = self.count[segments], self.mean[segments], self._reservoir[segments]
+        some.scatter = None if self.scatter is None else self.scatter[segments]
+        return some
+
     def update(self, vectors: np.ndarray) -> None:
         """Take in float32 vectors [n, S, L].
 
@@ -72,6 +91,7 @@ class VectorStatistics:
         """
         if vectors.ndim != 3 or vectors.shape[1:] != self.mean.shape:
             raise ValueError(f"vectors are {vectors.shape}, expected [n, {self.segments}, {self.length}]")
+        self._spectrum = None
         usable = np.isfinite(vectors).all(axis=2) & (vectors != 0).any(axis=2)
         for s in range(self.segments):
             block = vectors[usable[:, s], s]

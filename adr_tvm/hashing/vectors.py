@@ -71,6 +71,28 @@ def neuron_vectors(x: np.ndarray, geometry: ConvGeometry, setting: ReuseSetting)
     return np.concatenate(blocks)
 
 
+def vectors_at(
+    x: np.ndarray, geometry: ConvGeometry, setting: ReuseSetting, positions: np.ndarray, segments: np.ndarray
+) -> np.ndarray:
+    """Some of the vectors of x [B, H, W, C]: float32 [B, positions, segments, L].
+
+    Args:
+        positions: places in an image, in the order of contract 1.
+        segments: which, in any order.
+    """
+    S, L = geometry.segments(setting), geometry.vector_length(setting)
+    x = np.asarray(x, np.float32)
+    if setting.granularity == "pixel":
+        rows, cols = np.array(geometry.read_rows, int), np.array(geometry.read_cols, int)
+        at = x[:, rows[positions // len(cols)], cols[positions % len(cols)]]
+    else:
+        oy, ox = positions // geometry.OW, positions % geometry.OW
+        at = np.stack([_windows(image, geometry)[oy, ox].reshape(len(positions), geometry.K) for image in x])
+    if at.shape[2] != S * L:
+        at = np.pad(at, ((0, 0), (0, 0), (0, S * L - at.shape[2])))
+    return at.reshape(len(x), len(positions), S, L)[:, :, segments]
+
+
 def hashed_vectors(geometry: ConvGeometry, setting: ReuseSetting) -> np.ndarray:
     """Which vectors of one image are hashed at all, bool [positions, S] (contract 3).
 

@@ -1,9 +1,9 @@
 """The choice under a budget: a nested sequence of plans, from dense to everything, by time saved per error.
 
 Errors of layers at the network's output are taken to add (they are small); the budget itself is checked on whole plans.
-Per layer only the upper convex hull of (error, time saved) can be in the best plan of some budget, so its points, in
-order of falling slope, are the steps of a multiple-choice knapsack's greedy solution (Sinha, Zoltners, Operations
-Research 1979).
+Per layer the upper convex hull of (error, time saved), in order of falling slope, gives the steps of a multiple-choice
+knapsack's greedy solution (Sinha, Zoltners, Operations Research 1979). Where a step does not fit the budget, a smaller
+one of that layer may: what lies below the hull, but is not dominated, comes between.
 """
 
 from __future__ import annotations
@@ -39,6 +39,17 @@ def hull(options: Sequence[Option]) -> list[Option]:
     return best
 
 
+def between(options: Sequence[Option], start: Option | None, end: Option) -> list[Option]:
+    """The options that lie between two of the hull in both error and time saved and are not dominated, by error."""
+    saved = start.saved if start else 0.0
+    found: list[Option] = []
+    for option in sorted((o for o in options if not math.isnan(o.error)), key=lambda o: (o.error, -o.saved)):
+        if option.error < end.error and option.saved > saved:
+            found.append(option)
+            saved = option.saved
+    return found
+
+
 def _slope(start: Option | None, end: Option) -> float:
     saved = end.saved - (start.saved if start else 0.0)
     error = end.error - (start.error if start else 0.0)
@@ -47,16 +58,16 @@ def _slope(start: Option | None, end: Option) -> float:
 
 def nested_plans(options: Mapping[str, Sequence[Option]]) -> list[dict[str, Option]]:
     """Plans from dense (empty) to every layer at its fastest, each one step further; steps by falling slope."""
-    steps: list[tuple[float, str, Option]] = []
+    steps: list[tuple[float, str, list[Option]]] = []
     for layer, choices in options.items():
         before: Option | None = None
         for option in hull(choices):
-            steps.append((_slope(before, option), layer, option))
+            steps.append((_slope(before, option), layer, [*between(choices, before, option), option]))
             before = option
     steps.sort(key=lambda step: -step[0])  # stable: equal slopes in network order
     plans: list[dict[str, Option]] = [{}]
-    for _, layer, option in steps:
-        plans.append({**plans[-1], layer: option})
+    for _, layer, stages in steps:
+        plans += [{**plans[-1], layer: option} for option in stages]
     return plans
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from adr_tvm.deploy.threads import VARIABLE
 from adr_tvm.frontend.onnx_model import CheckedModel
 from adr_tvm.hashing.planes import HashPlanes
 from adr_tvm.passes.mark_candidates import Candidate
@@ -24,6 +26,7 @@ class Measured:
         short: setting, planes, prediction.
         kernel: compiled, without the guard; None where layers are not measured one by one.
         dense, reuse: seconds of a batch inside the network.
+        predicted_dense: what the cost model says of ``dense``; of ``reuse`` it is in ``short``.
         clusters: of one image (``batch`` scope: on average).
         nmse: of the layer's output.
         error: NMSE at the network's output; None until weighed.
@@ -36,6 +39,7 @@ class Measured:
     clusters: float
     nmse: float
     error: float | None = None
+    predicted_dense: float | None = None
 
     @property
     def worth(self) -> bool:
@@ -61,6 +65,11 @@ class Findings:
     notes: list[str] = field(default_factory=list)
 
 
+def threads_in_force() -> int:
+    """The number of threads that kernels run on; 0 where nobody has fixed it."""
+    return int(os.environ.get(VARIABLE, "0"))
+
+
 def plan_of(findings: Findings, checked: CheckedModel, target: str, metric: str, budget: float, seed: int) -> ReusePlan:
     """The plan that findings amount to."""
     layers: dict[str, LayerPlan] = {}
@@ -84,4 +93,5 @@ def plan_of(findings: Findings, checked: CheckedModel, target: str, metric: str,
         budget=budget,
         layers=layers,
         planes=planes,
+        threads=threads_in_force(),
     )

@@ -1,4 +1,4 @@
-"""The search over layers: shortlist, measure, weigh, choose, verify, back off.
+"""The search over layers: shortlist, measure, weigh, refine, choose, verify, back off.
 
 Everything that depends on the machine goes through ``Timings``, everything random through the seed: the same search
 with the same timings gives the same plan, byte for byte. Under a time budget the layers that promise most go first;
@@ -8,35 +8,37 @@ what is not tried in time stays dense, errors are measured on fewer images, and 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence, Set
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence, Set
 
-import numpy as np
 import tvm
 from tvm.target import Target
 
 from adr_tvm.data.calibration import CalibrationSet
 from adr_tvm.errors import DataError
 from adr_tvm.frontend.onnx_model import CheckedModel
-from adr_tvm.hashing.planes import HashPlanes
 from adr_tvm.passes.mark_candidates import Candidate, CandidateRules, find_candidates
 from adr_tvm.planner.accuracy import DenseOutputs, OutputMetric, new_metric, output_errors
 from adr_tvm.planner.choose import Option, nested_plans
 from adr_tvm.planner.cost import CostModel
 from adr_tvm.planner.findings import Findings, Measured, kernels_of
-from adr_tvm.planner.layer_kernel import LayerKernel
-from adr_tvm.planner.measure import cluster_limit, count_clusters, setting_key, time_in_place, time_kernels
+from adr_tvm.planner.layer_measurement import LayerMeasurement, undominated
+from adr_tvm.planner.measure import setting_key, time_in_place
 from adr_tvm.planner.network import PlanningNetwork
 from adr_tvm.planner.options import SearchOptions
-from adr_tvm.planner.shortlist import Shortlist, Shortlisted, shortlist
-from adr_tvm.planner.time_budget import CHOSEN_BY, MEASURED_BY, VERIFIED_BY, WEIGHED_BY, TimeBudget
+from adr_tvm.planner.shortlist import OUT_OF_TIME, Shortlist, Shortlisted, Shortlists
+from adr_tvm.planner.time_budget import CHOSEN_BY, MEASURED_BY, REFINED_BY, VERIFIED_BY, WEIGHED_BY, TimeBudget
 from adr_tvm.progress import progress
 from adr_tvm.report.results import Timings
 from adr_tvm.settings import ReuseSetting
 
-SENSITIVITY_IMAGES = 256
+SENSITIVITY_IMAGES = 64
 CHOICE_IMAGES = 2048
-OUT_OF_TIME = "not tried: the time budget was used up by layers that promised more"
+FINER = 3  # settings of a layer that are tried between two others
+MORE_ACCURATE = 1  # of those that are closer to the dense layer than the lower one
+NEXT_STEPS = 4  # behind the furthest plan that keeps the budget, whose layers get a closer look
+
+# A layer's setting in the furthest plan that keeps the budget, and the one in the next plan that has another.
+_Around = tuple[Measured | None, Measured | None]
 
 
 class LayerSearch:
@@ -50,6 +52,7 @@ class LayerSearch:
         target: to compile for; measured on this machine.
         options: what the user asked for.
         timings: measurements to use and extend.
+        cost: what predicts times.
     """
 
     def __init__(
@@ -61,11 +64,11 @@ class LayerSearch:
         target: Target,
         options: SearchOptions,
         timings: Timings,
+        cost: CostModel,
     ):
-        self.target, self.options, self.timings = target, options, timings
+        self.options, self.timings, self.cost = options, timings, cost
         self.time = TimeBudget(options.time_budget, timings)
         self.planning, self.held_back = calibration.split(options.seed)
-        self.cost = CostModel()
         candidates = find_candidates(mod["main"], "main", rules)
         self.findings = Findings(candidates, {c.layer: c.reason for c in candidates if c.reason})
         self.open = [c for c in candidates if not c.reason]
@@ -75,7 +78,8 @@ class LayerSearch:
                 self.open.remove(c)
         self.network = PlanningNetwork(mod, self.open, target, [spec.name for spec in checked.inputs])
         self.batch = next(iter(self.planning))[0]
-        images = len(next(iter(self.batch.values())))
+        self.measurement = LayerMeasurement(self.network, target, cost, self.batch, timings)
+        images = self.measurement.images
         self.image_seconds = self.time.seconds_per_image(lambda: self.network.run(self.batch), images)
 
     def run(self) -> Findings:
@@ -85,9 +89,12 @@ class LayerSearch:
             DataError: the metric does not fit the network or the data.
         """
         self.metric = metric_for(self.options, DenseOutputs(self.network, self.planning, 1)).name
-        lists = shortlist(self.network, self.open, self.planning, self.options, self.cost)
-        self._measure(lists)
-        self._weigh()
+        images = self.measurement.images
+        self.shortlists = Shortlists(self.network, self.open, self.planning, images, self.options, self.cost, self.time)
+        self._measure(self.shortlists.lists)
+        self._weigh([(layer, m) for layer, ms in self.findings.measured.items() for m in undominated(ms)])
+        self._refine("finer settings", self._finer)
+        self._refine("variants", self._variants)
         self._choose()
         return self.findings
 
@@ -108,7 +115,7 @@ class LayerSearch:
                 if self.time.left(f"measure {c.layer}", MEASURED_BY) <= 0:
                     self.findings.reasons[c.layer] = OUT_OF_TIME
                     continue
-                found[c.layer] = measured = self._measure_layer(c, lists[c.layer].options)
+                found[c.layer] = measured = self.measurement.promising(c, lists[c.layer].options)
                 if not any(m.worth for m in measured):
                     best = min(measured, key=lambda m: m.reuse)
                     self.findings.reasons[c.layer] = (
@@ -117,76 +124,89 @@ class LayerSearch:
                     )
                 step.advance(1, c.layer)
         self.findings.measured = {c.layer: found[c.layer] for c in self.open if c.layer in found}
-        if len(found) < len(layers):
+        untried = sum(reason == OUT_OF_TIME for reason in self.findings.reasons.values())
+        if untried:
             self.findings.notes.append(
-                f"The time budget left {len(layers) - len(found)} of {len(layers)} promising layers untried."
+                f"The time budget left {untried} of {untried + len(found)} promising layers untried."
             )
 
     def _promise(self, c: Candidate, short: Shortlist) -> float:
-        """Seconds that the best setting of a layer is predicted to save on an image."""
+        """Seconds that the best setting of a layer is predicted to save on a batch."""
         assert c.geometry is not None
-        return self.cost.dense_seconds(c.geometry, 1) - min(s.predicted for s in short.options)
+        dense = self.cost.dense_seconds(c.geometry, self.measurement.images)
+        return dense - min(s.predicted for s in short.options)
 
-    def _measure_layer(self, c: Candidate, options: Sequence[Shortlisted]) -> list[Measured]:
-        assert c.geometry is not None
-        kernels = {
-            setting_key(s.setting): LayerKernel(c.call, self.target, s.setting, *_arrays(s.planes)) for s in options
-        }
-        times = time_kernels(
-            self.network, c.layer, {"dense": self.network.dense[c.layer], **kernels}, self.batch, self.timings
-        )
-        x = self._input(c.layer)
-        r = self.network.dense[c.layer](x)[0].numpy()
-        measured = []
-        for s in options:
-            key = setting_key(s.setting)
-            images = int(x.shape[0])
-            clusters = count_clusters(kernels[key], x)
-            y = kernels[key](x)[0].numpy()
-            limit = cluster_limit(c.geometry, s.setting, images, clusters, times[key], times["dense"])
-            guarded = dataclasses.replace(
-                s, setting=dataclasses.replace(s.setting, max_clusters=limit), predicted=s.predicted * images
-            )
-            clusters /= images if s.setting.scope == "batch" else 1
-            measured.append(Measured(guarded, kernels[key], times["dense"], times[key], clusters, _nmse(y, r)))
-        return measured
-
-    def _input(self, layer: str) -> Any:
-        seen: list[Any] = []
-
-        def hook(at: str, x: Any) -> None:
-            if at == layer:
-                seen.append(tvm.runtime.tensor(x.numpy()))
-
-        with self.network.watching(hook):
-            self.network.run(self.batch)
-        return seen[0]
-
-    def _weigh(self) -> None:
-        """Error at the network's output of each setting that is worth its time, one layer at a time."""
-        worth = [(layer, m) for layer, ms in self.findings.measured.items() for m in ms if m.worth]
+    def _weigh(self, some: Sequence[tuple[str, Measured]], share: float = WEIGHED_BY, phase: str = "weigh") -> None:
+        """Error at the network's output of settings, one layer at a time."""
         if self.time.limited:
-            worth.sort(key=lambda found: found[1].reuse - found[1].dense)
-        images = self.time.images("weigh", WEIGHED_BY, len(worth), self.image_seconds, SENSITIVITY_IMAGES)
+            some = sorted(some, key=lambda found: found[1].reuse - found[1].dense)
+        images = self.time.images(phase, share, len(some), self.image_seconds, SENSITIVITY_IMAGES)
         data = DenseOutputs(self.network, self.planning, images)
-        with progress("weighing layers at the network's output", len(worth)) as step:
-            for layer, m in worth:
+        with progress("weighing layers at the network's output", len(some)) as step:
+            for layer, m in some:
                 if m.short.setting.lossless:
                     m.error = 0.0
-                elif self.time.left(f"weigh {layer}|{setting_key(m.short.setting)}", WEIGHED_BY) > 0:
+                elif self.time.left(f"{phase} {layer}|{setting_key(m.short.setting)}", share) > 0:
                     _, m.error = output_errors(
                         self.network, kernels_of({layer: m}), data, new_metric(self.metric, data)
                     )
                 step.advance(1, layer)
 
-    def _choose(self) -> None:
-        """The furthest plan of the nested sequence whose bound, on held-back data, is within the budget."""
-        options = {
+    def _refine(self, phase: str, more: Callable[[Candidate, _Around], Sequence[Shortlisted]]) -> None:
+        """Measure and weigh more settings around where the choice is going to be made: of the layers in the furthest
+        plan that keeps the budget on planning data, and of those that come next.
+        """
+        plans = nested_plans(self._options())
+        reached = self._furthest_within(plans, phase, REFINED_BY)
+        chosen = self._measured_of(plans[reached])
+        around: dict[str, _Around] = {layer: (m, None) for layer, m in chosen.items()}
+        for plan in plans[reached + NEXT_STEPS : reached : -1]:
+            later = {layer: m for layer, m in self._measured_of(plan).items() if m is not chosen.get(layer)}
+            around |= {layer: (chosen.get(layer), m) for layer, m in later.items()}
+        by_name, some = {c.layer: c for c in self.open}, []
+        with progress(f"measuring {phase}", len(around)) as step:
+            for layer, pair in around.items():
+                if self.time.left(f"{phase} {layer}", REFINED_BY) <= 0:
+                    break
+                before = self.findings.measured[layer]
+                found = self.measurement.measure(by_name[layer], more(by_name[layer], pair))
+                kept = undominated([*before, *found])
+                some += [(layer, m) for m in found if any(m is other for other in kept)]
+                before += found
+                step.advance(1, layer)
+        self._weigh(some, REFINED_BY, f"weigh {phase}")
+
+    def _finer(self, c: Candidate, around: _Around) -> list[Shortlisted]:
+        """Settings that were passed over: some between the two, and those that are a little more accurate than the
+        lower one, in case held-back data do not show that it keeps the budget.
+        """
+        low, high = (m.short.nmse if m is not None else None for m in around)
+        known = {setting_key(m.short.setting) for m in self.findings.measured[c.layer]}
+        passed = [s for s in self.shortlists.lists[c.layer].between if setting_key(s.setting) not in known]
+        above = [s for s in passed if (low is None or s.nmse > low) and high is not None and s.nmse < high]
+        below = [s for s in passed if low is not None and s.nmse < low]
+        count = min(FINER, len(above))
+        some = [above[(2 * i + 1) * len(above) // (2 * count)] for i in range(count)]
+        return [self.shortlists.with_planes(c.layer, s) for s in [*below[-MORE_ACCURATE:], *some]]
+
+    def _variants(self, c: Candidate, around: _Around) -> list[Shortlisted]:
+        """The setting that keeps the budget with faster product tables; it and the next one with gain."""
+        known = {setting_key(m.short.setting) for m in self.findings.measured[c.layer]}
+        low, high = around
+        found = [] if low is None else [*self.measurement.other_tables(c, low), *self.measurement.with_gain(c, low)]
+        found += [] if high is None else self.measurement.with_gain(c, high)
+        return [s for s in found if setting_key(s.setting) not in known]
+
+    def _options(self) -> dict[str, list[Option]]:
+        return {
             layer: [Option(m.short.setting, m.dense - m.reuse, m.error) for m in ms if m.error is not None]
             for layer, ms in self.findings.measured.items()
         }
-        plans = nested_plans(options)
-        reached = self._furthest_within(plans)
+
+    def _choose(self) -> None:
+        """The furthest plan of the nested sequence whose bound, on held-back data, is within the budget."""
+        plans = nested_plans(self._options())
+        reached = self._furthest_within(plans, "choose", CHOSEN_BY)
         images = self.time.images("verify", VERIFIED_BY, 2, self.image_seconds, len(self.held_back))
         held_back = DenseOutputs(self.network, self.held_back, images)
         slow: set[tuple[str, ReuseSetting]] = set()
@@ -228,11 +248,11 @@ class LayerSearch:
         """What was measured of a plan, but for layers that do not pay inside the network."""
         return {layer: m for layer, m in self._measured_of(plan).items() if (layer, m.short.setting) not in slow}
 
-    def _furthest_within(self, plans: Sequence[Mapping[str, Option]]) -> int:
+    def _furthest_within(self, plans: Sequence[Mapping[str, Option]], phase: str, share: float) -> int:
         """Largest step whose measured drop, without any margin, is within the budget on planning data (bisection)."""
         low, high = 0, len(plans) - 1
         runs = len(plans).bit_length() + 1  # the dense network too
-        images = self.time.images("choose", CHOSEN_BY, runs, self.image_seconds, CHOICE_IMAGES)
+        images = self.time.images(phase, share, runs, self.image_seconds, CHOICE_IMAGES)
         data = DenseOutputs(self.network, self.planning, images)
         with progress("choosing under the budget", None) as step:
             while low < high:
@@ -294,15 +314,5 @@ def _alone(c: Candidate, scope: str | None) -> str | None:
     return None
 
 
-def _arrays(planes: HashPlanes | None) -> tuple[np.ndarray | None, np.ndarray | None]:
-    return (None, None) if planes is None else (planes.planes, planes.thresholds)
-
-
 def _lossy(chosen: Mapping[str, Measured]) -> bool:
     return any(not m.short.setting.lossless for m in chosen.values())
-
-
-def _nmse(y: np.ndarray, r: np.ndarray) -> float:
-    r64 = r.astype(np.float64)
-    spread = float(((r64 - r64.mean(axis=tuple(range(r.ndim - 1)))) ** 2).sum())
-    return float(((y - r64) ** 2).sum()) / spread if spread > 0 else 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,14 +16,16 @@ from adr_tvm.report.results import Timings
 from adr_tvm.settings import ReuseSetting
 from adr_tvm.timing import fair_orders
 
-REPEATS = 7
+REPEATS, MOST_REPEATS = 7, 30
+REPEAT_SECONDS = 0.1  # after which the least repeats are enough
 GUARD_SHARE = 0.95  # of the dense time: where the guard stops a layer
 
 
 def setting_key(setting: ReuseSetting) -> str:
     """A setting as part of a key in ``timings.json``."""
     gain = "+gain" if setting.gain else ""
-    return f"{setting.granularity}-{setting.hash}-L{setting.L}-H{setting.H}-{setting.scope}{gain}"
+    table = "" if setting.table == "float32" else f"+{setting.table}"
+    return f"{setting.granularity}-{setting.hash}-L{setting.L}-H{setting.H}-{setting.scope}{gain}{table}"
 
 
 def time_kernels(
@@ -34,34 +37,52 @@ def time_kernels(
 ) -> dict[str, float]:
     """Median seconds of some kernels of one layer on the input that the running network gives it.
 
-    Measured A B A B while the network is at that layer. A time already in ``timings`` is taken from there; new ones
-    are put there.
+    They take turns, in orders that favour none, while the network is at that layer. A time already in ``timings`` is
+    taken from there; new ones are put there. Where the first kernel was timed before, the others' times are its time
+    and the median ratio of neighbours, so that they stay comparable to those of then.
 
     Args:
         network: the network, dense elsewhere.
         layer: where to measure.
-        kernels: by the key that names them in ``timings``.
+        kernels: by the key that names them in ``timings``; the first is what the others are compared with.
         inputs: one batch.
     """
     keys = {name: f"{layer}|{name}" for name in kernels}
     missing = [name for name, key in keys.items() if timings.get(key) is None]
     if missing:
-        samples: dict[str, list[float]] = {name: [] for name in kernels}
-
-        def hook(at: str, x: Any) -> None:
-            if at != layer:
-                return
-            for kernel in kernels.values():
-                kernel(x)
-            for _ in range(REPEATS):
-                for name, kernel in kernels.items():
-                    samples[name].append(seconds(kernel, x))
-
-        with network.watching(hook):
-            network.run(inputs)
+        first = next(iter(kernels))
+        samples = _samples(network, layer, {name: kernels[name] for name in dict.fromkeys([first, *missing])}, inputs)
+        known = timings.get(keys[first])
         for name in missing:
-            timings.put(keys[name], statistics.median(samples[name]))
+            found = statistics.median(samples[name])
+            if known is not None:
+                found = known * statistics.median(a / b for a, b in zip(samples[name], samples[first], strict=True))
+            timings.put(keys[name], found)
     return {name: timings.get(key) or 0.0 for name, key in keys.items()}
+
+
+def _samples(
+    network: PlanningNetwork, layer: str, kernels: Mapping[str, LayerKernel], inputs: Mapping[str, np.ndarray]
+) -> dict[str, list[float]]:
+    """Seconds of each kernel, of the rounds in order."""
+    samples: dict[str, list[float]] = {name: [] for name in kernels}
+    orders = fair_orders(list(kernels))
+
+    def hook(at: str, x: Any) -> None:
+        if at != layer or samples[next(iter(kernels))]:
+            return
+        for kernel in kernels.values():
+            kernel(x)
+        begin = time.perf_counter()
+        for index in range(MOST_REPEATS):
+            if index >= REPEATS and time.perf_counter() - begin > REPEAT_SECONDS:
+                break
+            for name in orders[index % len(orders)]:
+                samples[name].append(seconds(kernels[name], x))
+
+    with network.watching(hook):
+        network.run(inputs)
+    return samples
 
 
 def time_in_place(

@@ -12,14 +12,17 @@ from tvm.target import Target
 
 from adr_tvm.build import build_plan
 from adr_tvm.data.calibration import CalibrationSet
+from adr_tvm.deploy.threads import set_threads
 from adr_tvm.frontend.onnx_model import CheckedModel
 from adr_tvm.passes.mark_candidates import CandidateRules
 from adr_tvm.plan import ReusePlan
-from adr_tvm.planner.findings import WORTH, Findings, plan_of
+from adr_tvm.planner.cost import CostModel
+from adr_tvm.planner.cost_file import record
+from adr_tvm.planner.findings import WORTH, Findings, plan_of, threads_in_force
 from adr_tvm.planner.given_plan import given_findings
 from adr_tvm.planner.layer_search import LayerSearch
 from adr_tvm.planner.lossless import lossless_findings, with_counts
-from adr_tvm.planner.network_time import time_network
+from adr_tvm.planner.network_time import NetworkTimes, time_network
 from adr_tvm.planner.options import SearchOptions
 from adr_tvm.planner.summary import network_result
 from adr_tvm.progress import progress
@@ -54,6 +57,7 @@ def search(
     target: Target,
     options: SearchOptions,
     timings: Timings | None = None,
+    cost: CostModel | None = None,
 ) -> Outcome:
     """Find a plan.
 
@@ -66,6 +70,7 @@ def search(
         target: what to compile for; times are taken on this machine.
         options: the user's wishes.
         timings: times of an earlier search, which make this one repeatable.
+        cost: what predicts times; the defaults if None.
 
     Raises:
         DataError: the metric does not fit the network or the data.
@@ -75,9 +80,13 @@ def search(
         findings = lossless_findings(mod, rules, options)
         batch = None if calibration is None else next(iter(calibration))[0]
         return _finish(mod, checked, findings, "none", batch, target, options, timings)
-    found = LayerSearch(mod, checked, rules, calibration, target, options, timings)
+    cost = cost or CostModel(threads=set_threads())
+    record(cost, timings)
+    found = LayerSearch(mod, checked, rules, calibration, target, options, timings, cost)
     findings = found.run()
-    return _finish(mod, checked, findings, found.metric, found.batch, target, options, timings)
+    outcome = _finish(mod, checked, findings, found.metric, found.batch, target, options, timings)
+    result = dataclasses.replace(outcome.result, cost_model=cost.source, cost_model_sha256=cost.sha256)
+    return dataclasses.replace(outcome, result=result)
 
 
 def evaluate(
@@ -119,9 +128,7 @@ def _finish(
         executable = build_plan(mod, plan, target)
         step.advance(1)
     times = time_network(executable, checked, batch, plan, options.seed, timings)
-    bar = NOT_SLOWER_UNSEEN if batch is None else NOT_SLOWER
-    pointless = options.lossless and batch is not None and times.main > WORTH * times.dense  # median ratio of pairs
-    if given is None and plan.reused and (times.slower(bar) or pointless):
+    if given is None and plan.reused and _reverted(times, options.lossless, batch is not None):
         ratio = times.main / times.dense
         for layer in findings.chosen:
             findings.reasons[layer] = f"reverted: the whole network measured {ratio:.2f}x its dense time"
@@ -132,6 +139,21 @@ def _finish(
     if given is None and options.lossless and plan.reused and batch is not None:
         findings = with_counts(findings, executable, checked, plan, batch)
     images = 1 if batch is None else len(next(iter(batch.values())))
-    findings.notes.append(f"Times are of one run on a batch of {images}.")
+    threads = threads_in_force()
+    with_threads = f", with {threads} thread{'' if threads == 1 else 's'}" if threads else ""
+    findings.notes.append(f"Times are of one run on a batch of {images}{with_threads}.")
     result = network_result(findings, plan, checked, target, metric, options, times)
     return Outcome(plan, result, timings, executable)
+
+
+def _reverted(times: NetworkTimes, lossless: bool, on_data: bool) -> bool:
+    """Whether the network as compiled is not fast enough beside the dense one.
+
+    Accuracy is spent for a gain that was seen only. What costs none, and looks for repetition that other inputs may
+    have, goes where it is certain that these have none (without data: that it takes more than a little).
+    """
+    if not on_data:
+        return times.slower(NOT_SLOWER_UNSEEN)
+    if lossless:
+        return times.slower(WORTH)
+    return times.main > NOT_SLOWER * times.dense or times.slower(NOT_SLOWER)

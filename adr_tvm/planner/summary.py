@@ -14,7 +14,7 @@ from adr_tvm.passes.mark_candidates import Candidate
 from adr_tvm.plan import ReusePlan
 from adr_tvm.planner.choose import pareto
 from adr_tvm.planner.cost import reuse_macs
-from adr_tvm.planner.findings import Findings, Measured
+from adr_tvm.planner.findings import Findings, Measured, threads_in_force
 from adr_tvm.planner.network_time import NetworkTimes
 from adr_tvm.planner.options import SearchOptions
 from adr_tvm.report.results import Candidate as Tried
@@ -50,7 +50,7 @@ def network_result(
         model_sha256=checked.sha256,
         target=str(target.kind.name),
         cpu=host_cpu(),
-        threads=int(os.environ.get("TVM_NUM_THREADS", "0")),
+        threads=threads_in_force(),
         seed=options.seed,
         metric=metric,
         budget=options.budget(metric) if measured is not None else None,
@@ -70,6 +70,11 @@ def _measured(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
+def _predicted(seconds: float | None) -> float | None:
+    """Milliseconds; None where nothing was predicted."""
+    return seconds * 1e3 if seconds else None
+
+
 def _layer_result(c: Candidate, findings: Findings, plan: ReusePlan) -> LayerResult:
     g, described, chosen = c.geometry, describe(c), findings.chosen.get(c.layer)
     tried = findings.measured.get(c.layer, [])
@@ -87,7 +92,8 @@ def _layer_result(c: Candidate, findings: Findings, plan: ReusePlan) -> LayerRes
         macs_reuse=None if g is None or r_c is None or chosen is None else reuse_macs(g, chosen.short.setting, r_c),
         time_dense_ms=None if first is None else _measured(first.dense * 1e3),
         time_reuse_ms=None if chosen is None else _measured(chosen.reuse * 1e3),
-        predicted_ms=None if chosen is None or not chosen.short.predicted else chosen.short.predicted * 1e3,
+        predicted_ms=None if chosen is None else _predicted(chosen.short.predicted),
+        predicted_dense_ms=None if first is None else _predicted(first.predicted_dense),
         clusters=None if chosen is None else _measured(chosen.clusters),
         vectors=None if g is None or chosen is None else g.vectors(chosen.short.setting),
         r_c=r_c,
@@ -107,6 +113,7 @@ def _tried(tried: list[Measured], chosen: Measured | None) -> list[Tried]:
             r_c=m.short.r_c,
             chosen=chosen is not None and m.short.setting == chosen.short.setting,
             pareto=kept,
+            predicted_ms=_predicted(m.short.predicted),
         )
         for m, kept in zip(tried, front, strict=True)
     ]

@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 from adr_tvm.report.results import Timings
 
-MEASURED_BY, WEIGHED_BY, CHOSEN_BY, VERIFIED_BY = 0.5, 0.7, 0.8, 0.95  # share of the budget used up after each phase
+# Share of the budget used up after each phase.
+SHORTLISTED_BY, MEASURED_BY, WEIGHED_BY, REFINED_BY, CHOSEN_BY, VERIFIED_BY = 0.2, 0.5, 0.65, 0.75, 0.85, 0.95
 
 
 class TimeBudget:

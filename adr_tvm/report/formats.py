@@ -85,6 +85,8 @@ def setting_text(setting: ReuseSetting | None) -> str:
         words.append(f"scope={setting.scope}")
     if setting.gain:
         words.append("gain")
+    if setting.table != "float32":
+        words.append(setting.table)
     return " ".join(words)
 
 

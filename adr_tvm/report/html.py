@@ -13,6 +13,7 @@ from pathlib import Path
 from adr_tvm import __version__
 from adr_tvm.jsonfile import write_bytes
 from adr_tvm.report import charts, formats
+from adr_tvm.report.predictions import predictions, verdict
 from adr_tvm.report.results import LayerResult, NetworkResult
 
 REPORT_PAGE = "report.html"
@@ -84,6 +85,8 @@ def render_report(result: NetworkResult) -> str:
         ratio_bars=_ratio_bars(result.layers),
         plots=sorted(plots, key=lambda plot: plot[0].decision == "dense"),
         area=charts,
+        predictions=(predicted := predictions(result)),
+        verdict=verdict(predicted),
         reasons=_reasons(result.layers),
     )
 
@@ -145,6 +148,8 @@ def _facts(result: NetworkResult) -> list[tuple[str, str]]:
         ("CPU", result.cpu),
         ("Threads", str(result.threads)),
         ("Seed", str(result.seed)),
+        ("Cost model", result.cost_model),
+        ("Its SHA-256", f"{result.cost_model_sha256[:16]}…" if result.cost_model_sha256 else ""),
         ("Dense", _with_unit(result.dense_ms)),
         ("As compiled", _with_unit(result.reuse_ms)),
         ("ONNX Runtime", _with_unit(result.onnxruntime_ms)),

@@ -30,6 +30,7 @@ class Candidate:
         r_c: clusters / vectors.
         chosen: whether the plan took it.
         pareto: whether no other candidate is both faster and more accurate.
+        predicted_ms: what the cost model said of ``time_ms``.
     """
 
     setting: ReuseSetting
@@ -38,6 +39,7 @@ class Candidate:
     r_c: float | None
     chosen: bool = False
     pareto: bool = False
+    predicted_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,9 @@ class LayerResult:
         macs_dense, macs_reuse: multiply-adds of one image (reuse: hashing and products on calibration).
         time_dense_ms, time_reuse_ms: measured inside the network.
         predicted_ms: what the cost model expected for the setting.
+        predicted_dense_ms: and for the dense layer.
+        tuned_speedup: time of its kernel with the default schedule / with the tuned one that it has (lossless: of the
+            dense kernel whose schedule it shares); None: it has the default.
         clusters, vectors: of one image on average.
         r_c: clusters / vectors.
         nmse_layer: of the layer's own output.
@@ -70,6 +75,8 @@ class LayerResult:
     time_dense_ms: float | None = None
     time_reuse_ms: float | None = None
     predicted_ms: float | None = None
+    predicted_dense_ms: float | None = None
+    tuned_speedup: float | None = None
     clusters: float | None = None
     vectors: int | None = None
     r_c: float | None = None
@@ -102,6 +109,8 @@ class NetworkResult:
         max_abs_error: of the dense network against ONNX Runtime, relative to the largest |output|.
         layers: in network order.
         notes: for the reader, one sentence each.
+        cost_model: where the coefficients came from that pruned the search; empty without one.
+        cost_model_sha256: of what its predictions depend on.
         version: of the file format.
     """
 
@@ -123,6 +132,8 @@ class NetworkResult:
     max_abs_error: float | None = None
     layers: list[LayerResult] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    cost_model: str = ""
+    cost_model_sha256: str = ""
     version: int = FORMAT_VERSION
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}

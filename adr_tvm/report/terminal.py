@@ -48,6 +48,7 @@ _COLUMNS = (
     _Column("dense ms", cell=lambda layer: milliseconds(layer.time_dense_ms)),
     _Column("reuse ms", cell=lambda layer: milliseconds(layer.time_reuse_ms)),
     _Column("speedup", cell=lambda layer: factor(layer.speedup)),
+    _Column("tuned", cell=lambda layer: factor(layer.tuned_speedup)),
     _Column("r_c", cell=lambda layer: percent(layer.r_c)),
     _Column("NMSE", cell=lambda layer: number(layer.nmse_layer), wide_only=True),
     _Column("at output", cell=lambda layer: number(layer.output_error)),
