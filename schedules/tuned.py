@@ -1,12 +1,58 @@
-"""Which schedule a kernel gets: a tuned one where there is one, else the default of the instruction set."""
+"""Which schedule a kernel gets: a tuned one where the source in force knows one, else the default of its ISA."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
 from tvm.target import Target
 
+from adr_tvm._tvm import target_threads
 from adr_tvm.geometry import ConvGeometry
-from adr_tvm.schedules.conv_schedule import ConvSchedule, default_conv_schedule
+from adr_tvm.schedules.conv_schedule import THREADS, ConvSchedule, default_conv_schedule
 from adr_tvm.schedules.register_tile import isa_of
+from adr_tvm.schedules.reuse_schedule import ReuseSchedule, default_reuse_schedule
+from adr_tvm.settings import ReuseSetting
+
+
+@dataclass(frozen=True)
+class KernelShape:
+    """What a schedule is chosen for. Bias, activation and where the result goes make no difference.
+
+    Attributes:
+        kind: of kernel, such as ``conv2d``.
+        geometry: shapes of one image.
+        batch: images in a call; None where it is known only then.
+        setting: of a kernel that reuses.
+    """
+
+    kind: str
+    geometry: ConvGeometry
+    batch: int | None
+    setting: ReuseSetting | None = None
+
+
+class ScheduleSource(Protocol):
+    """Where tuned schedules come from."""
+
+    def schedule(self, kernel: KernelShape, target: Target) -> Any | None:
+        """The schedule of a kernel, of the type that goes with its kind; None: its default."""
+
+
+_source: ContextVar[ScheduleSource | None] = ContextVar("tuned_schedules", default=None)
+
+
+@contextmanager
+def tuned_schedules(source: ScheduleSource | None) -> Iterator[None]:
+    """Within the block kernels get the schedules of ``source``; None: their defaults."""
+    token = _source.set(source)
+    try:
+        yield
+    finally:
+        _source.reset(token)
 
 
 def conv_schedule(target: Target, geometry: ConvGeometry, batch: int | None) -> ConvSchedule:
@@ -15,4 +61,22 @@ def conv_schedule(target: Target, geometry: ConvGeometry, batch: int | None) -> 
     Args:
         batch: images in a call; None where it is known only then.
     """
-    return default_conv_schedule(isa_of(target), geometry, batch)
+    tuned = _tuned(target, KernelShape("conv2d", geometry, batch))
+    if tuned is not None:
+        return tuned
+    return default_conv_schedule(isa_of(target), geometry, batch, target_threads(target) or THREADS)
+
+
+def reuse_schedule(target: Target, geometry: ConvGeometry, setting: ReuseSetting, batch: int | None) -> ReuseSchedule:
+    """The schedule of the GEMM and gather-add of ``pixel`` and ``segment``; the guard makes no difference.
+
+    Args:
+        batch: images in a call; None where it is known only then.
+    """
+    tuned = _tuned(target, KernelShape("reuse", geometry, batch, replace(setting, max_clusters=None)))
+    return default_reuse_schedule(isa_of(target), geometry, setting) if tuned is None else tuned
+
+
+def _tuned(target: Target, kernel: KernelShape) -> Any | None:
+    source = _source.get()
+    return None if source is None else source.schedule(kernel, target)

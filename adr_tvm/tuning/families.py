@@ -1,0 +1,9 @@
+"""The kinds of kernels that can be tuned."""
+
+from __future__ import annotations
+
+from adr_tvm.tuning.dense_conv import DenseConvTask
+from adr_tvm.tuning.reuse_conv import ReuseConvTask
+from adr_tvm.tuning.task import TuningTask
+
+FAMILIES: dict[str, type[TuningTask]] = {"conv2d": DenseConvTask, "reuse": ReuseConvTask}
