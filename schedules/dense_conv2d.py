@@ -269,6 +269,21 @@ def dense_conv2d(
         for task in loop((B * rows + (chunk - 1)) // chunk * groups):
             run(flat, packed, bias, R, Y, task // groups * chunk, B * rows, task % groups)
 
+    if to.residual:
+
+        @T.prim_func(private=True)
+        def with_residual(x: T.handle, w: T.handle, b: T.handle, r: T.handle, y: T.handle):
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+            B = T.int64()
+            X = T.match_buffer(x, (B, T.int64(H), T.int64(W), T.int64(C)), "float32")
+            packed = T.match_buffer(w, (T.int64(blocks), T.int64(K), T.int64(NR)), "float32")
+            bias = T.match_buffer(b, (T.int64(blocks * NR),), "float32")
+            R = T.match_buffer(r, (B, T.int64(OH), T.int64(OW), T.int64(M)), "float32")
+            Y = T.match_buffer(y, (B, T.int64(OH), T.int64(OW), T.int64(channels)), "float32")
+            body(X, packed, bias, R, Y, B)
+
+        return with_residual
+
     @T.prim_func(private=True)
     def plain(x: T.handle, w: T.handle, b: T.handle, y: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
@@ -279,15 +294,4 @@ def dense_conv2d(
         Y = T.match_buffer(y, (B, T.int64(OH), T.int64(OW), T.int64(channels)), "float32")
         body(X, packed, bias, Y, Y, B)
 
-    @T.prim_func(private=True)
-    def with_residual(x: T.handle, w: T.handle, b: T.handle, r: T.handle, y: T.handle):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        B = T.int64()
-        X = T.match_buffer(x, (B, T.int64(H), T.int64(W), T.int64(C)), "float32")
-        packed = T.match_buffer(w, (T.int64(blocks), T.int64(K), T.int64(NR)), "float32")
-        bias = T.match_buffer(b, (T.int64(blocks * NR),), "float32")
-        R = T.match_buffer(r, (B, T.int64(OH), T.int64(OW), T.int64(M)), "float32")
-        Y = T.match_buffer(y, (B, T.int64(OH), T.int64(OW), T.int64(channels)), "float32")
-        body(X, packed, bias, R, Y, B)
-
-    return with_residual if to.residual else plain
+    return plain
