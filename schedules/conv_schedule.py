@@ -14,6 +14,7 @@ from adr_tvm.schedules.register_tile import Isa, RegisterTile, conv_tile
 CHUNK_ROWS = 112  # with K_STEP entries each they take 240 KB: packed rows stay in L2 while the weights stream past
 K_STEP = 512
 ONE_CHUNK_ROWS = 224  # up to this many rows, weights too large for L2 are read once, for one chunk
+SHORT_ROW = 256  # entries
 LARGE_WEIGHTS = 1024 * 1024  # bytes
 GROUP_CHANNELS = 64  # rows are packed again for each group of channels: it must pay
 THREADS = 4  # where the target does not say
@@ -54,7 +55,8 @@ def default_conv_schedule(
     """
     rows = geometry.rows * (batch or 1)
     # A dense layer may be called with one row or with thousands.
-    tile = conv_tile(isa, 1024 if batch is None and geometry.rows == 1 else rows, geometry.M)
+    seen = 1024 if batch is None and geometry.rows == 1 else rows
+    tile = conv_tile(isa, seen, geometry.M, geometry.K <= SHORT_ROW and not reads_directly(geometry))
     schedule = schedule_for_tile(tile, geometry, rows, threads)
     if batch is None or 2 * rows * geometry.K * geometry.M >= SERIAL_FLOPS:
         return schedule

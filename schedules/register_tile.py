@@ -83,21 +83,29 @@ def gemm_tile(isa: Isa, M: int) -> RegisterTile:
 
 
 MAX_VECTORS = 4  # of output channels in a tile
-L2_VECTOR = 0.3  # what a vector of weights costs on its way from L2, in vector multiply-adds
 IN_FLIGHT = 8  # multiply-adds that hide the latency of one: 4 cycles, two in each
+# Costs in vector multiply-adds, fitted to one Zen 5 core with weights that are not in the cache.
+LOAD = 0.2  # a load, beside the multiply-adds that hide it
+WEIGHTS = 0.1  # a vector of weights, beside its load
+L2_LIMIT = 3.2  # a vector of weights where L2 can give no more
+ROWS, ROW = 8, 0.25  # each row beyond so many: too many streams of X at once
 
 
-def conv_tile(isa: Isa, rows: int, M: int) -> RegisterTile:
+def conv_tile(isa: Isa, rows: int, M: int, short: bool = False) -> RegisterTile:
     """The tile that takes least time for ``rows`` rows of X and M output channels, padding counted.
 
+    Args:
+        short: whether rows are packed and short, so that many of them stay in L1.
+
     A step of K costs MR * vectors multiply-adds and MR + vectors loads, of which current processors start as many in a
-    cycle. Measured on one Zen 5 core: 13x13x512 -> 1000 at 178 GFLOP/s with 12 x 16 and 235 with 9 x 48; 7x7x512 ->
-    512 at 125 with 12 rows (60 computed for 49) and 190 with 10.
+    cycle. Measured on one Zen 5 core, GFLOP/s: 13x13x512 -> 1000 with 12 x 16 178, with 9 x 48 235; 14x14x512 -> 512
+    with 14 x 32 224, with 6 x 64 248; 7x7x512 -> 512 with 12 x 32 125 (60 rows computed for 49), with 5 x 64 200.
     """
 
     def seconds(tile: RegisterTile) -> tuple[float, int]:
-        products = tile.MR * tile.vectors
-        step = max(products, tile.MR + tile.vectors, IN_FLIGHT) + L2_VECTOR * tile.vectors
+        products, loads = tile.MR * tile.vectors, tile.MR + tile.vectors
+        step = max(products, loads, IN_FLIGHT, L2_LIMIT * tile.vectors)
+        step += LOAD * loads + WEIGHTS * tile.vectors + (0 if short else ROW * max(0, tile.MR - ROWS))
         return -(-rows // tile.MR) * -(-M // tile.NR) * step, -products
 
     # Accumulators, a vector of weights for each of them in a row, and one broadcast.
