@@ -47,6 +47,6 @@ step plans plans --seconds 3 --time-budget 10 --network cifarnet --network cifar
     --network fst_wave --network waifu2x --network tiny-ic --network tiny-kws --network tiny-vww \
     --plot "$results/plots" ${CIFAR_TRAIN:+--cifar-train "$CIFAR_TRAIN"}
 step growth growth --seconds 1 --threads 2 --batches 1 8 64 --sides 64 256 1024 --plot "$results/plots"
-step memory memory
+step memory memory --threads 1
 step compile_time compile_time
 exit $failed

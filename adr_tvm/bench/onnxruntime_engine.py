@@ -47,7 +47,7 @@ def onnxruntime_engine(path: Path, outputs: Sequence[str], threads: int) -> Run:
 
 
 def quantise(path: Path, folder: Path, batches: Iterable[Feed]) -> Path:
-    """Make the 8-bit model (QDQ, MinMax ranges, weights per channel) in ``folder``; returns its path.
+    """Make the 8-bit model (QDQ, MinMax ranges, uint8 activations, int8 weights per channel); returns its path.
 
     Args:
         path: the fp32 model.
@@ -57,14 +57,24 @@ def quantise(path: Path, folder: Path, batches: Iterable[Feed]) -> Path:
     Raises:
         ModelError: ONNX Runtime cannot quantise the model.
     """
-    from onnxruntime.quantization import QuantFormat, quantize_static
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared, quantised = folder / "prepared.onnx", folder / "int8.onnx"
     with _as_model_error(path, "quantise"), _quiet():
         # Symbolic shape inference is for transformers and needs sympy.
         quant_pre_process(_with_opset(path, folder), prepared, skip_symbolic_shape=True)
-        quantize_static(prepared, quantised, _Reader(batches), QuantFormat.QDQ, per_channel=True)
+        # Its fast kernels for x86 (VNNI) multiply unsigned activations by signed weights: on ResNet20 0.43x the fp32
+        # time, where its default, signed by signed, takes 1.3x.
+        quantize_static(
+            prepared,
+            quantised,
+            _Reader(batches),
+            QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
     return quantised
 
 
