@@ -175,6 +175,8 @@ def _check_uncalibrated(options: CompileOptions) -> None:
     needless = [flag for flag, value in options.narrowed.items() if value not in ("exact", "row", "image")]
     if options.labels_name is not None:
         needless.append("--labels-name")
+    if options.cost_model is not None:
+        needless.append("--cost-model")
     if needless:
         raise UsageError(
             f"{' and '.join(needless)} cannot be used without calibration data: add --calib, such as --calib images.npz"

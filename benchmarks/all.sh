@@ -42,10 +42,11 @@ step reuse_layers_2 reuse_layers --seconds 1 --threads 2 --L 16 --H 8 --table fl
     --network fst_wave-448 --network waifu2x-128 --network vgg19
 step reuse_synthetic reuse_layers --seconds 1 --network synthetic
 step reuse_lossless reuse_layers --seconds 1 --network squeezenet-text --network squeezenet-896
-step plans plans --seconds 3 --time-budget 10 --network cifarnet --network cifarnet-batch-scope --network resnet20 \
-    --network trec-cifarnet --network squeezenet-b8 --network squeezenet-text --network squeezenet-lossless-photo \
-    --network fst_wave --network waifu2x --network tiny-ic --network tiny-kws --network tiny-vww \
+step plans plans --seconds 3 --time-budget 40 --network cifarnet --network cifarnet-batch-scope --network resnet20 \
+    --network squeezenet-text --network squeezenet-lossless-photo --network fst_wave \
     --plot "$results/plots" ${CIFAR_TRAIN:+--cifar-train "$CIFAR_TRAIN"}
+step plans_more plans --seconds 3 --time-budget 10 --network tiny-ic --network tiny-kws --network tiny-vww \
+    --network trec-cifarnet --network waifu2x --network squeezenet-b8 --plot "$results/plots"
 step growth growth --seconds 1 --threads 2 --batches 1 8 64 --sides 64 256 1024 --plot "$results/plots"
 step memory memory --threads 1
 step compile_time compile_time
