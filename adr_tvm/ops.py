@@ -14,6 +14,7 @@ is +inf is off, so one compiled operator serves any H up to its attribute. Seman
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -208,26 +209,39 @@ def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     return lower_call(bb, call, tvm.target.Target.current(allow_none=True))
 
 
-def _register(name: str, arguments: tuple[str, ...], infer: Any) -> None:
+def register_operator(
+    name: str,
+    arguments: tuple[str, ...],
+    infer: Callable[[relax.Call], relax.Type],
+    legalize: Callable[[relax.BlockBuilder, relax.Call], relax.Expr] = _legalize,
+) -> None:
+    """Make an operator known to Relax; once per process, later calls change nothing.
+
+    Args:
+        name: with the ``relax.`` prefix.
+        arguments: names of its tensors.
+        infer: type of a call.
+        legalize: its lowered form; ``LegalizeOps`` calls it in the scope of the target.
+    """
     if name in tvm.ir.Op.list_op_names():
         return
-    tvm.ir._ffi_api.RegisterOp(name, f"{name}; see adr_tvm/ops.py")
+    tvm.ir._ffi_api.RegisterOp(name, f"{name}; see the operators of adr_tvm")
     op = tvm.ir.Op.get(name)
     op.set_num_inputs(len(arguments))
     for argument in arguments:
         op.add_argument(argument, "Tensor", "")
     op.set_attr("FPurity", True)
     op.set_attr("FInferType", tvm_ffi.convert(lambda call, _ctx: infer(call)))
-    op.set_attr("FLegalize", tvm_ffi.convert(_legalize))
+    op.set_attr("FLegalize", tvm_ffi.convert(legalize))
 
 
 def register() -> None:
     """Register the operators; importing this module does it once per process."""
     for name in (*DENSE_OPS, GROUPED_CONV2D):
-        _register(name, ("data", "weight", "bias"), output_type)
-    _register(CONV2D_ADD, ("data", "weight", "bias", "residual"), output_type)
+        register_operator(name, ("data", "weight", "bias"), output_type)
+    register_operator(CONV2D_ADD, ("data", "weight", "bias", "residual"), output_type)
     for name in REUSE_OPS:
-        _register(name, ("data", "weight", "bias", "planes", "thresholds"), _reuse_type)
+        register_operator(name, ("data", "weight", "bias", "planes", "thresholds"), _reuse_type)
 
 
 register()

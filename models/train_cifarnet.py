@@ -2,7 +2,7 @@
 
 SGD with Nesterov momentum, a one-cycle learning rate, weight decay, label smoothing, dropout on the dense
 layers; random crop (pad 4) and flip.  The last 1,024 training images are never trained on: they become the
-bundled sample.  Writes `cifarnet_cifar10.onnx` and `cifar10_sample.npz`.  Needs the `[train]` extra.
+bundled sample.  Writes `cifarnet_cifar10.onnx` and `cifar10_sample.npz`.  Needs the `[bench]` extra.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     except ModuleNotFoundError as error:
-        print(f"{error}; training needs: pip install 'adr-tvm[train]'", file=sys.stderr)
+        print(f"{error}; this script needs: pip install 'adr-tvm[bench]'", file=sys.stderr)
         return MissingDependencyError.exit_code
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)

@@ -1,0 +1,1 @@
+"""Training with reuse in forward and backward."""
