@@ -216,7 +216,7 @@ def cluster(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
         counts = T.match_buffer(n, (U, T.int64(S), T.int64(2)), "int32")
         stats = T.match_buffer(st, (U, T.int64(2)), "int32")
         if at_once:
-            number_all(X, planes, thresholds, ids, centroids, counts, U, G, cap)
+            number_all(X, planes, thresholds, ids, centroids, counts, B, U, G, cap)
         else:
             codes = T.alloc_buffer((U, S, G * padded), "int32")
             if exact:
