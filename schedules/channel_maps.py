@@ -20,9 +20,15 @@ MARGIN = TILE  # floats in front of the first map that a vector may take in
 
 @dataclass(frozen=True)
 class ChannelMaps:
-    """Layout of the maps [channel, row, column], of all images one after another, and that of the padding."""
+    """Layout of the maps [image, channel, row, column], behind them that of the padding.
+
+    Attributes:
+        together: a channel's maps of all images follow each other, [channel, image, row, column]: what goes through the
+            images segment by segment then reads memory in order.
+    """
 
     geometry: ConvGeometry
+    together: bool
 
     @property
     def rows(self) -> int:
@@ -44,9 +50,18 @@ class ChannelMaps:
         behind = TILE * self.geometry.strides[1]
         return images * (self.geometry.C * self.map_size) + (MARGIN + self.map_size + behind)
 
-    def start(self, image, channel):
-        """Where a map begins; the map of the padding is channel 0 of the image behind the last."""
-        return T.cast(image, "int64") * (self.geometry.C * self.map_size) + (channel * self.map_size + MARGIN)
+    def step(self, images):
+        """From a channel's map to the next channel's of the same image."""
+        return images * self.map_size if self.together else T.int64(self.map_size)
+
+    def start(self, image, channel, images):
+        """Where a map begins."""
+        size = self.map_size if self.together else self.geometry.C * self.map_size
+        return T.cast(image, "int64") * size + (T.cast(channel, "int64") * self.step(images) + MARGIN)
+
+    def padding_start(self, images):
+        """Where the map of the padding begins."""
+        return images * (self.geometry.C * self.map_size) + MARGIN
 
     def tap(self, tap: int) -> int:
         """Offset in a map of what a tap of output pixel 0 reads."""
@@ -58,25 +73,25 @@ class ChannelMaps:
         return (y + self.geometry.padding[0]) * self.pitch + (x + self.geometry.padding[1])
 
 
-def fill_maps(g: ConvGeometry):
+def fill_maps(layout: ChannelMaps):
     """Inline ``(X, maps, B)``: maps = X [B, H, W, C] and the map of the padding; 16 channels of an image a task."""
-    layout = ChannelMaps(g)
-    H, W, C, size = g.H, g.W, g.C, layout.map_size
+    g, size = layout.geometry, layout.map_size
+    H, W, C = g.H, g.W, g.C
     blocks = -(-C // TILE)
     tiles = -(-W // TILE) if W >= TILE and C % TILE == 0 else 0
     padded = any(g.padding)
 
-    def transpose(X, maps, image, y, x, channel, start):
+    def transpose(X, maps, image, y, x, channel, start, step):
         rows = [T.bind(X[image, y, x + q, lanes(channel)]) for q in range(TILE)]
         for c, column in enumerate(transpose_tile(rows)):
-            T.buffer_store(maps, column, [lanes(start + (c * size + layout.place(y, x)))])
+            T.buffer_store(maps, column, [lanes(start + c * step + T.cast(layout.place(y, x), "int64"))])
 
     @T.inline
-    def clear(maps, start, count):
-        for i in range(count // TILE):
+    def clear(maps, start):
+        for i in range(size // TILE):
             maps[lanes(start + i * TILE)] = splat(T.float32(0))
-        for i in range(count % TILE):
-            maps[start + (count // TILE * TILE + i)] = T.float32(0)
+        for i in range(size % TILE):
+            maps[start + (size // TILE * TILE + i)] = T.float32(0)
 
     @T.inline
     def inline(X, maps, B):
@@ -84,22 +99,24 @@ def fill_maps(g: ConvGeometry):
             image = T.meta_var(task // blocks)
             channel = T.meta_var(task % blocks * TILE)
             count = T.meta_var(TILE if C % TILE == 0 else T.min(TILE, C - channel))
-            start = T.meta_var(layout.start(image, channel))
+            start = T.meta_var(layout.start(image, channel, B))
+            step = T.meta_var(layout.step(B))
             if task == B * blocks:
-                clear(maps, layout.start(B, 0), size)
+                clear(maps, layout.padding_start(B))
                 for y in range(H):
                     for x in range(W):
-                        maps[layout.start(B, 0) + layout.place(y, x)] = T.float32(1)
+                        maps[layout.padding_start(B) + layout.place(y, x)] = T.float32(1)
             else:
                 if padded:
-                    clear(maps, start, count * size)
+                    for c in range(count):
+                        clear(maps, start + T.cast(c, "int64") * step)
                 for y in range(H):
                     if tiles > 0:
                         for tile in range(tiles):
-                            transpose(X, maps, image, y, T.min(tile * TILE, W - TILE), channel, start)
+                            transpose(X, maps, image, y, T.min(tile * TILE, W - TILE), channel, start, step)
                     else:
                         for x in range(W):
                             for c in range(count):
-                                maps[start + (c * size + layout.place(y, x))] = X[image, y, x, channel + c]
+                                maps[start + T.cast(c, "int64") * step + layout.place(y, x)] = X[image, y, x, channel + c]
 
     return inline

@@ -25,19 +25,25 @@ class OutputGroups:
         on: groups run on through the rows of the map.
     """
 
-    geometry: ConvGeometry
+    layout: ChannelMaps
     on: bool
 
     @staticmethod
-    def of(g: ConvGeometry) -> OutputGroups:
+    def of(layout: ChannelMaps) -> OutputGroups:
         """The kind that takes fewer groups."""
-        through = -(-((g.OH - 1) * ChannelMaps(g).pitch + g.OW) // TILE)
-        return OutputGroups(g, g.strides == (1, 1) and through < g.OH * -(-g.OW // TILE))
+        g = layout.geometry
+        through = -(-((g.OH - 1) * layout.pitch + g.OW) // TILE)
+        return OutputGroups(layout, g.strides == (1, 1) and through < g.OH * -(-g.OW // TILE))
+
+    @property
+    def geometry(self) -> ConvGeometry:
+        """Of the layer."""
+        return self.layout.geometry
 
     @property
     def pitch(self) -> int:
         """Keys from one output row to the next."""
-        return ChannelMaps(self.geometry).pitch if self.on else -(-self.geometry.OW // TILE) * TILE
+        return self.layout.pitch if self.on else -(-self.geometry.OW // TILE) * TILE
 
     @property
     def block(self) -> int:
@@ -70,7 +76,7 @@ class OutputGroups:
     def pixel(self, y, x):
         """Likewise of an output pixel."""
         SH, SW = self.geometry.strides
-        return y * (SH * ChannelMaps(self.geometry).pitch) + x * SW
+        return y * (SH * self.layout.pitch) + x * SW
 
     def load(self, maps, place):
         """float32 x 16 of a group whose first lies at ``place``."""

@@ -12,35 +12,32 @@ from tvm.script import tirx as T
 
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.schedules.channel_maps import ChannelMaps, fill_maps
-from adr_tvm.schedules.key_lanes import PairKeys
 from adr_tvm.schedules.neuron_vectors import LANES
-from adr_tvm.schedules.numbering import numbering, table_slots
+from adr_tvm.schedules.numbering import SPREAD, numbering, table_slots
 from adr_tvm.schedules.output_groups import OutputGroups
-from adr_tvm.schedules.segment_entries import SegmentEntries, may_lie_in_padding
+from adr_tvm.schedules.pair_keys import MAGNITUDE, pair_keys
+from adr_tvm.schedules.segment_entries import SegmentEntries, may_lie_in_padding, period
 from adr_tvm.schedules.transpose_tile import TILE, lanes, splat
 from adr_tvm.schedules.vector_key import INFINITY_BITS, NO_VECTOR, NON_FINITE
 from adr_tvm.settings import ReuseSetting
-
-MAGNITUDE = 0x7FFFFFFF
 
 
 def number_segments(g: ConvGeometry, setting: ReuseSetting):
     """Inline ``(X, planes, thresholds, ids, centroids, counts, B, U, G, cap)``: all of ``cluster`` but the gains."""
     L, S, H = g.vector_length(setting), g.segments(setting), setting.H
     Lp, K, taps, rows, OW = -(-L // LANES) * LANES, g.K, g.KH * g.KW, g.rows, g.OW
-    layout, groups, entries, fill = ChannelMaps(g), OutputGroups.of(g), SegmentEntries(g, L), fill_maps(g)
-    whole, padding = K % L == 0, may_lie_in_padding(g, L)
-    block, blocks, find_entries, runs = groups.block, groups.blocks, entries.find(), len(entries.runs) * max(entries.runs)
+    layout = ChannelMaps(g, together=setting.scope == "batch")
+    groups, entries, fill = OutputGroups.of(layout), SegmentEntries(layout, L), fill_maps(layout)
+    padding = may_lie_in_padding(g, L)
+    block, blocks, find_entries = groups.block, groups.blocks, entries.find()
     row_step = groups.pixel(block, 0)
+    patterns = min(S, period(g, L)) + 1 if padding else 1  # of which taps a segment reads; the last is that of the last
+
+    def pattern(s):
+        return T.Select(s == S - 1, patterns - 1, s % (patterns - 1))
 
     def bits(entry):
         return T.reinterpret("int32x16", entry) & splat(T.int32(MAGNITUDE))
-
-    def present(l, value, length):
-        return value if whole else T.Select(splat(l < length), value, splat(T.float32(0)))
-
-    def entry(maps, place, offsets, l, length):
-        return T.bind(present(l, groups.load(maps, place + offsets[l]), length))
 
     def pair_places(origin, pair, count):
         firsts = (pair * 2, T.min(pair * 2 + 1, count - 1))
@@ -49,48 +46,51 @@ def number_segments(g: ConvGeometry, setting: ReuseSetting):
     def hash_pair(maps, keys, odd, offsets, origin, pair, count, s, length, planes, thresholds):
         """Keys of two groups; ``odd`` collects what no finite vector gives."""
         places = pair_places(origin, pair, count)
-        found = PairKeys(planes, thresholds, s, H)
-        found.add_all(L, lambda l: [entry(maps, place, offsets, l, length) for place in places])
-        for i, values in enumerate(found.keys()):
+
+        def load(l):
+            return [groups.load(maps, place + offsets[s, l]) for place in places]
+
+        found, magnitude = pair_keys(planes, thresholds, s, H, length, load)
+        for i, values in enumerate(found):
             T.buffer_store(keys, values, [lanes((pair * 2 + i) * TILE)])
-        T.buffer_store(odd, T.max(odd[lanes()], found.magnitude()), [lanes()])
+        T.buffer_store(odd, T.max(odd[lanes()], magnitude), [lanes()])
 
     def mark(keys, odd, group, value):
         T.buffer_store(keys, T.Select(odd, splat(T.int32(value)), keys[lanes(group * TILE)]), [lanes(group * TILE)])
 
     @T.inline
-    def mark_non_finite(maps, keys, odd, offsets, origin, count, length):
+    def mark_non_finite(maps, keys, odd, offsets, origin, count, s, length):
         """Whether a vector holds NaN or Inf; that a product does not tell, which may overflow."""
         for group in range(count):
             odd[lanes()] = splat(T.int32(0))
-            for l in range(L):
-                if l < length:
-                    place = T.meta_var(origin + T.cast(groups.position(group), "int64"))
-                    odd[lanes()] = T.max(odd[lanes()], bits(groups.load(maps, place + offsets[l])))
+            place = T.meta_var(origin + T.cast(groups.position(group), "int64"))
+            for l in range(length):
+                odd[lanes()] = T.max(odd[lanes()], bits(groups.load(maps, place + offsets[s, l])))
             mark(keys, odd[lanes()] >= splat(T.int32(INFINITY_BITS)), group, NON_FINITE)
 
     @T.inline
-    def mark_padding(keys, outside, count, b):
+    def mark_padding(keys, seen, count, s, b):
         for group in range(count):
-            mark(keys, outside[b, lanes(group * TILE)] == splat(T.int32(0)), group, NO_VECTOR)
+            mark(keys, seen[pattern(s), b, lanes(group * TILE)] == splat(T.int32(0)), group, NO_VECTOR)
 
     @T.inline
-    def find_padding(maps, outside, s, length, B):
-        """outside int32 [blocks, keys]: 0 for a vector that reads no pixel of the image."""
-        for b in range(blocks):
-            for group in range(groups.count(T.min(block, g.OH - b * block))):
-                origin = T.meta_var(layout.start(B, 0) + T.cast(b * row_step, "int64"))
-                place = T.meta_var(origin + T.cast(groups.position(group), "int64"))
-                outside[b, lanes(group * TILE)] = splat(T.int32(0))
-                for l in range(L):
-                    if l < length:
+    def find_padding(maps, seen, B):
+        """seen int32 [patterns, blocks, keys]: 0 for a vector that reads no pixel of the image."""
+        for task in T.parallel(patterns):
+            s = T.meta_var(T.Select(task == patterns - 1, S - 1, task))
+            for b in range(blocks):
+                for group in range(groups.count(T.min(block, g.OH - b * block))):
+                    origin = T.meta_var(layout.padding_start(B) + T.cast(b * row_step, "int64"))
+                    place = T.meta_var(origin + T.cast(groups.position(group), "int64"))
+                    seen[task, b, lanes(group * TILE)] = splat(T.int32(0))
+                    for l in range(T.min(L, K - s * L)):
                         tap = T.meta_var(T.cast(layout.tap((s * L + l) % taps), "int64"))
-                        outside[b, lanes(group * TILE)] = outside[b, lanes(group * TILE)] | T.reinterpret(
+                        seen[task, b, lanes(group * TILE)] = seen[task, b, lanes(group * TILE)] | T.reinterpret(
                             "int32x16", groups.load(maps, place + tap)
                         )
 
     @T.inline
-    def place_all(maps, keys, ids, shifts, run_of, origin, u, s, first, count, steps, v, state, n, id):
+    def place_all(maps, keys, ids, loads, origin, u, s, first, count, steps, v, state, n, id):
         """The vectors of ``count`` output rows join their clusters."""
         for y in range(count):
             for x in range(OW):
@@ -98,7 +98,7 @@ def number_segments(g: ConvGeometry, setting: ReuseSetting):
                 place = T.meta_var(origin + T.cast(groups.pixel(y, x), "int64"))
                 id[0] = key
                 if key >= 0:
-                    steps.place(entries.load(maps, place, shifts, run_of), v, T.cast(key, "int64"), *state, n, id)
+                    steps.place(entries.load(maps, place, loads), v, T.cast(key, "int64"), x, *state, n, id)
                 elif key == NON_FINITE:
                     n[1] = n[1] + 1
                 ids[u, s, first + (y * OW + x)] = id[0]
@@ -106,7 +106,14 @@ def number_segments(g: ConvGeometry, setting: ReuseSetting):
     @T.inline
     def inline(X, planes, thresholds, ids, centroids, counts, B, U, G, cap):
         maps = T.alloc_buffer((layout.size(B),), "float32")
+        offsets = T.alloc_buffer((S, Lp), "int64")
+        shifts = T.alloc_buffer((S, entries.loads), "int64")
+        masks = T.alloc_buffer((S, entries.loads, TILE), "int32")
+        seen = T.alloc_buffer((patterns, blocks, groups.keys) if padding else (1, 1, 1), "int32")
         fill(X, maps, B)
+        find_entries(offsets, shifts, masks, B)
+        if padding:
+            find_padding(maps, seen, B)
         for task in T.parallel(U * S):
             u = T.meta_var(task // S)
             s = T.meta_var(task % S)
@@ -114,31 +121,24 @@ def number_segments(g: ConvGeometry, setting: ReuseSetting):
             steps = T.meta_var(numbering(setting, L, Lp, slots_size))
             slots = T.alloc_buffer((slots_size,), "int32")
             known = T.alloc_buffer((cap,), "int64")
-            sums = T.alloc_buffer((cap, Lp), "float32")
-            bases = T.alloc_buffer((cap, Lp), "float32")
-            sizes = T.alloc_buffer((cap,), "int32")
+            sums = T.alloc_buffer((cap + SPREAD, Lp), "float32")
+            bases = T.alloc_buffer((cap + SPREAD, Lp), "float32")
+            sizes = T.alloc_buffer((cap + SPREAD,), "int32")
             keys = T.alloc_buffer((groups.keys,), "int32")
-            outside = T.alloc_buffer((blocks if padding else 1, groups.keys if padding else TILE), "int32")
-            offsets = T.alloc_buffer((Lp,), "int64")
-            shifts = T.alloc_buffer((runs,), "int64")
-            run_of = T.alloc_buffer((Lp,), "int32")
             odd = T.alloc_buffer((TILE,), "int32", scope="local")
             v = T.alloc_buffer((Lp,), "float32", scope="local")
             n = T.alloc_buffer((2,), "int32", scope="local")
             id = T.alloc_buffer((1,), "int32", scope="local")
             largest = T.alloc_buffer((1,), "int32", scope="local")
-            length = T.meta_var(L if whole else T.min(L, K - s * L))
+            length = T.meta_var(T.min(L, K - s * L))
             state = T.meta_var((slots, known, sums, bases, sizes))
-            steps.begin(slots, n)
-            id[0] = 0
-            find_entries(offsets, shifts, run_of, s, length, id)
-            if padding:
-                find_padding(maps, outside, s, length, B)
+            loads = T.meta_var(entries.bind(shifts, masks, s))
+            steps.begin(slots, sums, bases, sizes, n)
             for image in range(G):
                 for b in range(blocks):
                     count = T.meta_var(T.min(block, g.OH - b * block))
                     group_count = T.meta_var(groups.count(count))
-                    origin = T.meta_var(layout.start(u + image, s * L // taps) + T.cast(b * row_step, "int64"))
+                    origin = T.meta_var(layout.start(u + image, s * L // taps, B) + T.cast(b * row_step, "int64"))
                     odd[lanes()] = splat(T.int32(0))
                     for pair in range((group_count + 1) // 2):
                         hash_pair(maps, keys, odd, offsets, origin, pair, group_count, s, length, planes, thresholds)
@@ -146,11 +146,11 @@ def number_segments(g: ConvGeometry, setting: ReuseSetting):
                     for j in T.unroll(1, TILE):
                         largest[0] = T.max(largest[0], odd[j])
                     if largest[0] >= INFINITY_BITS:
-                        mark_non_finite(maps, keys, odd, offsets, origin, group_count, length)
+                        mark_non_finite(maps, keys, odd, offsets, origin, group_count, s, length)
                     if padding:
-                        mark_padding(keys, outside, group_count, b)
+                        mark_padding(keys, seen, group_count, s, b)
                     first = T.meta_var(image * rows + b * (block * OW))
-                    place_all(maps, keys, ids, shifts, run_of, origin, u, s, first, count, steps, v, state, n, id)
+                    place_all(maps, keys, ids, loads, origin, u, s, first, count, steps, v, state, n, id)
             steps.finish(centroids, u, s, sums, bases, sizes, n)
             counts[u, s, 0] = n[0]
             counts[u, s, 1] = n[1]

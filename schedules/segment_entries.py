@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from tvm.script import tirx as T
@@ -17,17 +18,22 @@ from adr_tvm.schedules.channel_maps import ChannelMaps
 from adr_tvm.schedules.transpose_tile import TILE, lanes, splat
 
 
+def period(g: ConvGeometry, L: int) -> int:
+    """Segments after which the taps of their entries repeat."""
+    taps = g.KH * g.KW
+    return taps // math.gcd(L, taps)
+
+
 def _patterns(g: ConvGeometry, L: int) -> list[range]:
     """The different segments, as entries of the im2col row; others repeat them some channels later."""
-    taps, segments = g.KH * g.KW, -(-g.K // L)
-    period = min(segments, taps // math.gcd(L, taps))
-    first = [range(s * L, min(s * L + L, g.K)) for s in range(period)]
+    segments = -(-g.K // L)
+    first = [range(s * L, min(s * L + L, g.K)) for s in range(min(segments, period(g, L)))]
     return [*first, range((segments - 1) * L, g.K)]
 
 
 def most_runs(g: ConvGeometry, L: int) -> list[int]:
     """Runs in each 16 entries of a segment, in the segment that has most."""
-    maps, taps = ChannelMaps(g), g.KH * g.KW
+    maps, taps = ChannelMaps(g, together=False), g.KH * g.KW
     most = [1] * -(-L // TILE)
     for entries in _patterns(g, L):
         places = [k // taps * maps.map_size + maps.tap(k % taps) for k in entries]
@@ -54,59 +60,70 @@ def may_lie_in_padding(g: ConvGeometry, L: int) -> bool:
 
 @dataclass(frozen=True)
 class SegmentEntries:
-    """Parts of a kernel that reads the vectors of one segment.
+    """Parts of a kernel that reads the vectors of every segment.
 
-    ``offsets`` int64 [Lp]: places of the entries, from output pixel 0 in the segment's first channel on; ``shifts``
-    int64 [len(runs) * max(runs)]: where the load of each run begins; ``run_of`` int32 [Lp]: which run of its 16 an entry is in, -1
-    beyond the segment.
+    ``offsets`` int64 [S, Lp]: places of the entries, from output pixel 0 in the segment's first channel on; ``shifts``
+    int64 [S, loads]: where each load begins; ``masks`` int32 [S, loads, 16]: -1 for the entries it brings, else 0.
     """
 
-    geometry: ConvGeometry
+    layout: ChannelMaps
     L: int
 
-    @property
+    @cached_property
     def runs(self) -> list[int]:
         """Runs in each 16 entries, at most."""
-        return most_runs(self.geometry, self.L)
+        return most_runs(self.layout.geometry, self.L)
+
+    @property
+    def loads(self) -> int:
+        """As many for each 16 entries as the most that one of them takes."""
+        return len(self.runs) * max(self.runs)
 
     def find(self):
-        """Inline ``(offsets, shifts, run_of, s, length, run)``: fill them; ``run`` int32 [1] is scratch."""
-        g, L, maps, taps = self.geometry, self.L, ChannelMaps(self.geometry), self.geometry.KH * self.geometry.KW
-        chunks, most = len(self.runs), max(self.runs)
+        """Inline ``(offsets, shifts, masks, B)``: fill them."""
+        maps, g, L = self.layout, self.layout.geometry, self.L
+        taps, S = g.KH * g.KW, -(-g.K // L)
+        loads, most = self.loads, max(self.runs)
 
-        def offset(s, l):
-            tap = (s * L + l) % taps
-            channel = (s * L + l) // taps - s * L // taps
-            return T.cast(channel * maps.map_size + maps.tap(tap), "int64")
+        def offset(s, l, B):
+            channel = T.cast((s * L + l) // taps - s * L // taps, "int64")
+            return channel * maps.step(B) + T.cast(maps.tap((s * L + l) % taps), "int64")
 
         @T.inline
-        def inline(offsets, shifts, run_of, s, length, run):
-            for i in range(chunks * most):
-                shifts[i] = T.int64(0)
-            for l in range(chunks * TILE):
-                offsets[l] = T.int64(0)
-                run_of[l] = -1
-                if l < length:
-                    offsets[l] = offset(s, l)
-            for l in range(length):
-                c = T.meta_var(l // TILE)
-                if l % TILE == 0:
-                    run[0] = 0
-                    shifts[c * most] = offsets[l]
-                elif offsets[l] != offsets[l - 1] + T.int64(1):
-                    run[0] = run[0] + 1
-                    shifts[c * most + run[0]] = offsets[l] - T.cast(l % TILE, "int64")
-                run_of[l] = run[0]
+        def inline(offsets, shifts, masks, B):
+            for s in T.parallel(S):
+                run = T.alloc_buffer((1,), "int32", scope="local")
+                run[0] = 0
+                for i in range(loads):
+                    shifts[s, i] = T.int64(0)
+                    masks[s, i, lanes()] = splat(T.int32(0))
+                for l in range(T.min(L, g.K - s * L)):
+                    offsets[s, l] = offset(s, l, B)
+                    if l % TILE == 0:
+                        run[0] = l // TILE * most
+                        shifts[s, run[0]] = offsets[s, l]
+                    elif offsets[s, l] != offsets[s, l - 1] + T.int64(1):
+                        run[0] = run[0] + 1
+                        shifts[s, run[0]] = offsets[s, l] - T.cast(l % TILE, "int64")
+                    masks[s, run[0], l % TILE] = -1
 
         return inline
 
-    def load(self, maps, position, shifts, run_of) -> list:
-        """The vector at a position as bound vectors of 16, zeros behind."""
-        chunks, most = [], max(self.runs)
-        for c, runs in enumerate(self.runs):
-            run, chunk = T.bind(run_of[lanes(c * TILE)]), splat(T.float32(0))
-            for r in range(runs):
-                entries = maps[lanes(position + shifts[c * most + r])]
-                chunk = T.bind(T.Select(run == splat(T.int32(r)), entries, chunk))
-            chunks.append(chunk)
+    def bind(self, shifts, masks, s) -> list[list[tuple]]:
+        """(shift, mask) of the loads of each 16 entries of segment s, as variables that stay in registers."""
+        most = max(self.runs)
+        return [
+            [(T.bind(shifts[s, c * most + r]), T.bind(masks[s, c * most + r, lanes()])) for r in range(runs)]
+            for c, runs in enumerate(self.runs)
+        ]
+
+    @staticmethod
+    def load(maps, position, loads: list[list[tuple]]) -> list:
+        """The vector at a position as bound vectors of 16, zeros behind; ``loads`` from ``bind``."""
+        chunks = []
+        for chunk in loads:
+            bits = splat(T.int32(0))
+            for shift, mask in chunk:
+                bits = bits | (T.reinterpret("int32x16", maps[lanes(position + shift)]) & mask)
+            chunks.append(T.bind(T.reinterpret("float32x16", bits)))
         return chunks
