@@ -31,12 +31,13 @@ def _patterns(g: ConvGeometry, L: int) -> list[range]:
     return [*first, range((segments - 1) * L, g.K)]
 
 
-def most_runs(g: ConvGeometry, L: int) -> list[int]:
+def most_runs(maps: ChannelMaps, L: int) -> list[int]:
     """Runs in each 16 entries of a segment, in the segment that has most."""
-    maps, taps = ChannelMaps(g, together=False), g.KH * g.KW
+    g, taps = maps.geometry, maps.geometry.KH * maps.geometry.KW
+    step = maps.map_size + 1 if maps.together else maps.map_size  # with several images no run goes on into a channel
     most = [1] * -(-L // TILE)
     for entries in _patterns(g, L):
-        places = [k // taps * maps.map_size + maps.tap(k % taps) for k in entries]
+        places = [k // taps * step + maps.tap(k % taps) for k in entries]
         for c, start in enumerate(range(0, len(places), TILE)):
             chunk = places[start : start + TILE]
             breaks = sum(after != before + 1 for before, after in zip(chunk, chunk[1:], strict=False))
@@ -72,7 +73,7 @@ class SegmentEntries:
     @cached_property
     def runs(self) -> list[int]:
         """Runs in each 16 entries, at most."""
-        return most_runs(self.layout.geometry, self.L)
+        return most_runs(self.layout, self.L)
 
     @property
     def loads(self) -> int:
