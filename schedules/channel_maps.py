@@ -15,7 +15,7 @@ from tvm.script import tirx as T
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.schedules.transpose_tile import TILE, lanes, splat, transpose_tile
 
-MARGIN = TILE  # floats in front of the first map that a vector may take in
+MARGIN = TILE  # floats before the first map that a vector may take in
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,7 @@ def fill_maps(layout: ChannelMaps):
                     else:
                         for x in range(W):
                             for c in range(count):
-                                maps[start + T.cast(c, "int64") * step + layout.place(y, x)] = X[image, y, x, channel + c]
+                                at = T.meta_var(start + T.cast(c, "int64") * step + layout.place(y, x))
+                                maps[at] = X[image, y, x, channel + c]
 
     return inline

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from tvm.script import tirx as T
@@ -40,7 +41,7 @@ def most_runs(maps: ChannelMaps, L: int) -> list[int]:
         places = [k // taps * step + maps.tap(k % taps) for k in entries]
         for c, start in enumerate(range(0, len(places), TILE)):
             chunk = places[start : start + TILE]
-            breaks = sum(after != before + 1 for before, after in zip(chunk, chunk[1:], strict=False))
+            breaks = sum(after != before + 1 for before, after in pairwise(chunk))
             most[c] = max(most[c], breaks + 1)
     return most
 

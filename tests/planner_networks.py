@@ -28,7 +28,7 @@ from adr_tvm.settings import TABLES
 TARGET = cpu_target()
 # On such a machine even tiny layers are predicted to gain.
 SLOW = CostModel(
-    {"dense flops": 1e-7, "product flops": 1e-7, "vectors": 1e-9, "gathered": 1e-9}
+    {"dense flops": 1e-7, "product flops": 1e-7, "vectors": 1e-9, "gathered": 1e-9, "segment entries": 1e-9}
     | {f"adds {table}": 1e-9 for table in TABLES}
 )
 

@@ -84,7 +84,13 @@ def cases() -> list[Case]:
         *((body, dict(L=16, H=8, table=t), 256) for t in ("bfloat16", "int16", "int8")),
         *((deep, dict(L=8, H=8, table=t), 64) for t in ("bfloat16", "int16", "int8")),
     ]
-    segment = [(body, dict(L=9, H=8), 64), (body, dict(L=36, H=10), 64), (deep, dict(L=18, H=6), 64)]
+    segment = [
+        (body, dict(L=9, H=8), 64),
+        (body, dict(L=9, H=12), 64),
+        (body, dict(L=36, H=10), 64),
+        (body, dict(L=36, H=4), 64),
+        (deep, dict(L=18, H=6), 64),
+    ]
     row = [(flat, dict(H=8), 256), (deep, dict(H=6), 16), (tokens, dict(H=8), 64)]
     exact = [(body, dict(L=1, H=1, hash="exact"), 2), (flat, dict(L=1, H=1, hash="exact"), 16)]
     found = [Case(g) for g in dense] + [Case(body, images=4)]
@@ -92,7 +98,8 @@ def cases() -> list[Case]:
         found += [Case(g, ReuseSetting(granularity, **kind), n) for g, kind, n in kernels]  # type: ignore[arg-type]
     batch = ReuseSetting(L=8, H=10, scope="batch")
     many = ReuseSetting(L=8, H=14, scope="batch")
-    batches = [(batch, 1024), (many, 4096)]
+    long = [(ReuseSetting("segment", L=L, H=10, scope="batch"), 1024) for L in (10, 25)]
+    batches = [(batch, 1024), (many, 4096), *long]
     found += [Case(_conv(16, 64, 64, 5), setting, prototypes, 8) for setting, prototypes in batches]
     return [*found, Case(flat, ReuseSetting(L=16, H=8), 256, 4)]
 
