@@ -99,7 +99,7 @@ class ReuseConvTask:
     def _cost(self, schedule: ReuseSchedule, default: ReuseSchedule, threads: int) -> float:
         """Grows with the distance from the default, and with tables made twice or threads that idle."""
         distance = abs(np.log2(schedule.columns / default.columns)) + abs(np.log2(schedule.channels / default.channels))
-        tasks = self.images * -(-self.geometry.M // schedule.channels) * schedule.bands
+        tasks = units(self.setting, self.images)[0] * -(-self.geometry.M // schedule.channels) * schedule.bands
         return (1 + 0.02 * distance + 0.1 * (schedule.bands - 1)) * -(-tasks // threads) * threads / tasks
 
     def accepts(self, schedule: ReuseSchedule) -> bool:
