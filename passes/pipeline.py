@@ -61,6 +61,16 @@ def canonicalise(rules: CandidateRules | None = None) -> Passes:
     ]
 
 
+def canonicalise_for_training() -> Passes:
+    """Bring an imported network into the form that is trained: as above, without what only inference allows."""
+    return [
+        SimplifyPower(),
+        ChannelsLast(),
+        FuseEpilogue(),
+        FoldFlatten(),
+    ]
+
+
 def observe(layers: list[str]) -> Passes:
     """Instrument the network for calibration."""
     return [ObserveCandidates(layers)]
