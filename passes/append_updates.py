@@ -8,7 +8,7 @@ last two only so that no pass drops the updates: they are the tensors that were 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tvm
@@ -86,5 +86,3 @@ def _flat(builder: relax.BlockBuilder, tensor: relax.Expr) -> relax.Expr:
     for dim in shape:
         size *= dim
     return builder.emit(relax.op.reshape(tensor, relax.ShapeExpr([tirx.IntImm("int64", size)])))
-
-

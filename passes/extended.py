@@ -35,7 +35,9 @@ def extended(mod: tvm.IRModule, name: str, parameters: Sequence[relax.Var], appe
     body = relax.SeqExpr([block], builder.normalize(result))
     whole = builder.get().clone()
     attrs = dict(flat.attrs) if flat.attrs else {}
-    whole[name] = relax.Function(list(parameters), body, ret_ty=None, is_pure=flat.is_pure, attrs=None).with_attrs(attrs)
+    whole[name] = relax.Function(list(parameters), body, ret_ty=None, is_pure=flat.is_pure, attrs=None).with_attrs(
+        attrs
+    )
     return relax.transform.ConvertToDataflow()(relax.transform.Normalize()(whole))
 
 

@@ -64,7 +64,7 @@ class ReuseInTraining:
     """
 
     def __init__(self, stage: Stage):
-        self.stage = dict(stage)
+        self.stage = {layer: reuse for layer, reuse in stage.items() if reuse is not None}
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Rewrite ``main``.

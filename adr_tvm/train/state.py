@@ -75,7 +75,9 @@ class TrainingState:
             value = arrays.get(path)
             if value is None or value.shape != now.shape:
                 found = "nothing" if value is None else f"shape {list(value.shape)}"
-                raise DataError(f"{path}: {found} where {list(now.shape)} is expected: it is of another network or optimizer")
+                raise DataError(
+                    f"{path}: {found} where {list(now.shape)} is expected: it is of another network or optimizer"
+                )
         for name, tensor in self.parameters.items():
             tensor.copyfrom(np.ascontiguousarray(arrays[f"parameters/{name}"]))
             for slot, kept in self.slots[name].items():

@@ -7,7 +7,7 @@ thresholds at +inf (``docs/algorithm.md``, clause 2), so only another granularit
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import tvm
@@ -18,7 +18,6 @@ from adr_tvm.gradients import register_all
 from adr_tvm.hashing.planes import HashPlanes
 from adr_tvm.passes import pipeline
 from adr_tvm.passes.append_updates import STEP, Update
-from adr_tvm.passes.reuse_in_training import hash_shapes
 from adr_tvm.train.network import TrainingNetwork
 from adr_tvm.train.optimizers import Optimizer
 from adr_tvm.train.stage import LayerReuse, Stage
@@ -61,7 +60,9 @@ class TrainingStep:
     ) -> None:
         register_all()
         self.network, self.batch = network, batch
-        self.stage: dict[str, LayerReuse] = {n: stage[n] for n in network.candidates if n in stage}
+        self.stage: dict[str, LayerReuse] = {
+            layer: reuse for layer in network.candidates if (reuse := stage.get(layer)) is not None
+        }
         variables = network.variables()
         updates = [
             Update(variables[name].name_hint, optimizer.kernel(int(value.size)), tuple(optimizer.slots))
@@ -112,7 +113,10 @@ class TrainingStep:
         for index, layer in enumerate(self.network.normalisations):
             mean, variance = state.statistics[layer.name]
             n = self.batch * layer.pixels
-            for running, new in ((mean, found[2 * index].numpy()), (variance, found[2 * index + 1].numpy() * (n / (n - 1)))):
+            for running, new in (
+                (mean, found[2 * index].numpy()),
+                (variance, found[2 * index + 1].numpy() * (n / (n - 1))),
+            ):
                 running += np.float32(layer.momentum) * (new - running)
 
 

@@ -119,6 +119,8 @@ def with_weights(proto: onnx.ModelProto, arrays: dict[str, np.ndarray]) -> onnx.
         array = arrays.get(initializer.name)
         if array is not None:
             shape = tuple(initializer.dims)
-            initializer = numpy_helper.from_array(np.ascontiguousarray(array, np.float32).reshape(shape), initializer.name)
+            initializer = numpy_helper.from_array(
+                np.ascontiguousarray(array, np.float32).reshape(shape), initializer.name
+            )
         result.graph.initializer.append(initializer)
     return result
