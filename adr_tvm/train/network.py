@@ -69,8 +69,8 @@ class TrainingNetwork:
         path = self.checked.path
         if len(self.checked.inputs) != 1 or len(self.checked.outputs) != 1:
             raise ModelError(
-                f"{path}: has {len(self.checked.inputs)} inputs and {len(self.checked.outputs)} outputs; a network that "
-                "is trained takes one batch of images and returns their logits"
+                f"{path}: has {len(self.checked.inputs)} inputs and {len(self.checked.outputs)} outputs; a network is "
+                "trained that takes one batch of images and returns their logits"
             )
         output = self.checked.outputs[0].shape
         if len(output) != 2 or not isinstance(output[1], int):

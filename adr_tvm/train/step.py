@@ -2,7 +2,8 @@
 
 The step is compiled for a batch size, an optimizer and a stage, which says for each layer whether and how it reuses.
 Planes, thresholds and the number of hash bits in use are inputs: fewer bits than were compiled are a matter of
-thresholds at +inf (``docs/algorithm.md``, clause 2), so only another granularity or length of vectors needs another step.
+thresholds at +inf (``docs/algorithm.md``, clause 2), so only another granularity or length of vectors needs another
+step.
 """
 
 from __future__ import annotations
