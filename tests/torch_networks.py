@@ -1,0 +1,82 @@
+"""ONNX networks in PyTorch, operator by operator: the oracle of training."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch.nn import functional as F
+
+
+class TorchNetwork(torch.nn.Module):
+    """Runs a model's nodes; its float initializers are parameters, by name (dots become double underscores)."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        super().__init__()
+        self.graph = model.graph
+        for initializer in model.graph.initializer:
+            array = torch.from_numpy(numpy_helper.to_array(initializer).copy())
+            if array.is_floating_point():
+                self.register_parameter(_name(initializer.name), torch.nn.Parameter(array))
+            else:
+                self.register_buffer(_name(initializer.name), array)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Parameters by initializer name."""
+        names = {_name(i.name): i.name for i in self.graph.initializer}
+        return {names[name]: value.detach().numpy() for name, value in self.named_parameters()}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The model's first output."""
+        values = {self.graph.input[0].name: x}
+        values |= {i.name: getattr(self, _name(i.name)) for i in self.graph.initializer}
+        for node in self.graph.node:
+            inputs = [values[name] if name else None for name in node.input]
+            attrs = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+            values[node.output[0]] = _OPERATORS[node.op_type](self, inputs, attrs)
+        return values[self.graph.output[0].name]
+
+
+def _name(name: str) -> str:
+    return name.replace(".", "__").replace("/", "__").replace("::", "__")
+
+
+def _conv(net, t, a):
+    pads = a.get("pads", [0, 0, 0, 0])
+    x = F.pad(t[0], (pads[1], pads[3], pads[0], pads[2]))
+    bias = t[2] if len(t) > 2 else None
+    return F.conv2d(x, t[1], bias, a.get("strides", 1), 0, a.get("dilations", 1), a.get("group", 1))
+
+
+def _pool(net, t, a):
+    pads = a.get("pads", [0, 0, 0, 0])
+    x = F.pad(t[0], (pads[1], pads[3], pads[0], pads[2]), value=-torch.inf)
+    return F.max_pool2d(x, a["kernel_shape"], a["strides"])
+
+
+def _lrn(net, t, a):
+    return F.local_response_norm(t[0], a["size"], a["alpha"], a["beta"], a["bias"])
+
+
+def _gemm(net, t, a):
+    weight = t[1] if a.get("transB") else t[1].T
+    return F.linear(t[0], weight, t[2] if len(t) > 2 else None)
+
+
+def _batch_norm(net, t, a):
+    mean, variance = t[3].detach().clone(), t[4].detach().clone()
+    return F.batch_norm(t[0], mean, variance, t[1], t[2], net.training, 1 - a.get("momentum", 0.9), a.get("epsilon", 1e-5))
+
+
+_OPERATORS = {
+    "Conv": _conv,
+    "MaxPool": _pool,
+    "LRN": _lrn,
+    "Gemm": _gemm,
+    "BatchNormalization": _batch_norm,
+    "Relu": lambda net, t, a: F.relu(t[0]),
+    "Flatten": lambda net, t, a: t[0].flatten(1),
+    "Add": lambda net, t, a: t[0] + t[1],
+    "GlobalAveragePool": lambda net, t, a: t[0].mean((2, 3), keepdim=True),
+}
