@@ -49,7 +49,7 @@ class AppendUpdates:
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Replace ``main`` and ``main_adjoint`` by ``step``."""
         adjoint = mod["main_adjoint"]
-        variables = {var.name_hint: var for var in adjoint.params}
+        variables = {var.name: var for var in adjoint.params}
         slots = {
             update.name: [relax.Var(f"{update.name}_{slot}", variables[update.name].ty) for slot in update.slots]
             for update in self.updates

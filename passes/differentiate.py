@@ -25,7 +25,7 @@ class Differentiate:
         Raises:
             KeyError: ``main`` has no parameter of a name.
         """
-        variables = {var.name_hint: var for var in mod["main"].params}
+        variables = {var.name: var for var in mod["main"].params}
         by = [variables[name] for name in self.parameters]
         differentiated = relax.transform.Gradient("main", require_grads=by, target_index=0)(mod)
         return relax.transform.DeadCodeElimination()(differentiated)

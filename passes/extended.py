@@ -30,14 +30,13 @@ def extended(mod: tvm.IRModule, name: str, parameters: Sequence[relax.Var], appe
     result = append(builder, fields(flat.body.body))
     if not isinstance(result, relax.Tuple):
         result = builder.emit(result)
+    result = builder.normalize(result)
     block = builder._end_block()
     builder.end_scope()
-    body = relax.SeqExpr([block], builder.normalize(result))
     whole = builder.get().clone()
-    attrs = dict(flat.attrs) if flat.attrs else {}
-    whole[name] = relax.Function(list(parameters), body, ret_ty=None, is_pure=flat.is_pure, attrs=None).with_attrs(
-        attrs
-    )
+    body = relax.SeqExpr([block], result)
+    function = relax.Function(list(parameters), body, result.ty, is_pure=flat.is_pure, attrs=flat.attrs)
+    whole[name] = function
     return relax.transform.ConvertToDataflow()(relax.transform.Normalize()(whole))
 
 

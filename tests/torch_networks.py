@@ -66,7 +66,9 @@ def _gemm(net, t, a):
 
 def _batch_norm(net, t, a):
     mean, variance = t[3].detach().clone(), t[4].detach().clone()
-    return F.batch_norm(t[0], mean, variance, t[1], t[2], net.training, 1 - a.get("momentum", 0.9), a.get("epsilon", 1e-5))
+    return F.batch_norm(
+        t[0], mean, variance, t[1], t[2], net.training, 1 - a.get("momentum", 0.9), a.get("epsilon", 1e-5)
+    )
 
 
 _OPERATORS = {

@@ -66,15 +66,15 @@ class TrainingStep:
         }
         variables = network.variables()
         updates = [
-            Update(variables[name].name_hint, optimizer.kernel(int(value.size)), tuple(optimizer.slots))
+            Update(variables[name].name, optimizer.kernel(int(value.size)), tuple(optimizer.slots))
             for name, value in network.parameters.items()
         ]
-        passes = pipeline.train(self.stage, label_smoothing, [v.name_hint for v in variables.values()], updates)
+        passes = pipeline.train(self.stage, label_smoothing, [v.name for v in variables.values()], updates)
         mod = pipeline.run(passes, network.with_batch(batch), network.target)
-        self._names = [var.name_hint for var in mod[STEP].params]
+        self._names = [var.name for var in mod[STEP].params]
         self._machine = relax.VirtualMachine(build_module(mod, network.target), tvm.cpu())
         self._slots = tuple(optimizer.slots)
-        self._variables = {name: var.name_hint for name, var in variables.items()}
+        self._variables = {name: var.name for name, var in variables.items()}
 
     def run(self, state: TrainingState, x: np.ndarray, labels: np.ndarray, rate: float) -> StepResult:
         """Take a step.
