@@ -5,6 +5,7 @@ from __future__ import annotations
 
 def register_all() -> None:
     """Register the operators and gradients of this package; once per process, later calls change nothing."""
-    from adr_tvm.gradients import epilogue
+    from adr_tvm.gradients import conv2d, epilogue
 
     epilogue.register()
+    conv2d.register()
