@@ -1,4 +1,4 @@
-"""ONNX networks in PyTorch, operator by operator: the oracle of training."""
+"""ONNX networks in PyTorch, operator by operator: what training is compared with."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ class TorchNetwork(torch.nn.Module):
         self.graph = model.graph
         for initializer in model.graph.initializer:
             array = torch.from_numpy(numpy_helper.to_array(initializer).copy())
+            if array.ndim == 4:
+                array = array.contiguous(memory_format=torch.channels_last)
             if array.is_floating_point():
                 self.register_parameter(_name(initializer.name), torch.nn.Parameter(array))
             else:
