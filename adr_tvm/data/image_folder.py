@@ -1,9 +1,9 @@
 """Training data that are image files: a folder for each class, or images with a file of labels. Read when needed.
 
-    DATA/cat/1.jpg, DATA/dog/2.png               classes are the folders, by name
-    DATA/train/cat/.., DATA/test/cat/..          the same with parts of its own (``val`` serves as test)
-    DATA/1.jpg, DATA/labels.csv                  a line "1.jpg,3" or "1.jpg<tab>3" for each image; more columns and a
-                                                 heading are allowed
+DATA/cat/1.jpg, DATA/dog/2.png               classes are the folders, by name
+DATA/train/cat/.., DATA/test/cat/..          the same with parts of its own (``val`` serves as test)
+DATA/1.jpg, DATA/labels.csv                  a line "1.jpg,3" or "1.jpg<tab>3" for each image; more columns and a
+                                             heading are allowed
 """
 
 from __future__ import annotations

@@ -33,15 +33,17 @@ HOW_TO_GET = (
 
 
 class Samples(Protocol):
-    """Images of one size with labels, read when asked for.
+    """Images of one size with labels, read when asked for."""
 
-    Attributes:
-        shape: (H, W, C) of an image.
-        labels: int32 [n].
-    """
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of an image."""
+        ...
 
-    shape: tuple[int, int, int]
-    labels: np.ndarray
+    @property
+    def labels(self) -> np.ndarray:
+        """int32 [n]."""
+        ...
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Images [len(indices), H, W, C]: uint8, or float32 where they are used as they are.
@@ -156,6 +158,6 @@ def check_classes(data: TrainingData, outputs: int) -> None:
         if too_large.any():
             index = int(np.argmax(too_large))
             raise DataError(
-                f"{data.source}: label {samples.labels[index]} of {part} image {index} is out of range: the network has "
-                f"{outputs} outputs, so labels go from 0 to {outputs - 1}"
+                f"{data.source}: label {samples.labels[index]} of {part} image {index} is out of range: the network "
+                f"has {outputs} outputs, so labels go from 0 to {outputs - 1}"
             )

@@ -1,7 +1,7 @@
 """From stored images to what the network takes: crop, flip, normalise. The same sample is the same bytes in any run.
 
-What is random about a sample follows from (seed, epoch, index) alone, by a hash (SplitMix64), not from a stream of random
-numbers: so training goes on at any step as if it had not stopped.
+What is random about a sample follows from (seed, epoch, index) alone, by a hash (SplitMix64), not from a stream of
+random numbers: so training goes on at any step as if it had not stopped.
 
     x[c, i, j] = (image[i + dy, (j or W - 1 - j) + dx, c] / 255 - mean_c) / std_c,    0 outside the image
 
@@ -44,12 +44,12 @@ class Preparation:
         Raises:
             DataError: they do not.
         """
-        H, W, C = shape
-        if C != channels:
-            raise DataError(f"{source}: images have {C} channels, the network takes {channels}")
-        if H < self.height or W < self.width:
+        height, width, found = shape
+        if found != channels:
+            raise DataError(f"{source}: images have {found} channels, the network takes {channels}")
+        if height < self.height or width < self.width:
             raise DataError(
-                f"{source}: images are {W}x{H}, smaller than the network's input of {self.width}x{self.height}"
+                f"{source}: images are {width}x{height}, smaller than the network's input of {self.width}x{self.height}"
             )
 
     def training(self, images: np.ndarray, seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Batches of a run, from any step on: the order of an epoch follows from (seed, epoch), so nothing else need be kept.
 
-Step t is batch t mod n of epoch t div n, with n = samples div batch: the samples left over by an epoch's order sit that epoch out.
-Batches are made ahead in one thread; their order does not change.
+Step t is batch t mod n of epoch t div n, with n = samples div batch: the samples left over by an epoch's order sit that
+epoch out. Batches are made ahead in one thread; their order does not change.
 """
 
 from __future__ import annotations
@@ -104,13 +104,3 @@ class Ahead:
             last = error
         if not self._closing.is_set():
             self._queue.put(last)
-
-
-def evaluation_batch(count: int, most: int) -> int:
-    """Images of an evaluation step: the largest divisor of ``count`` up to ``most``, so that none is left out.
-
-    Where that is less than a quarter of ``most`` it is ``most`` (or ``count``), and the rest is left out.
-    """
-    most = min(most, count)
-    divisor = next(size for size in range(most, 0, -1) if count % size == 0)
-    return divisor if 4 * divisor >= most else most

@@ -1,4 +1,4 @@
-"""The adaptive controller: which stage training is in, decided by losses alone. Pure: it compiles, times and reads nothing.
+"""The adaptive controller: which stage training is in, decided by losses alone. Pure: it compiles and times nothing.
 
 Strategies (ADR, ICDE 2019, section 5; the papers' three, and none):
 
@@ -7,10 +7,10 @@ Strategies (ADR, ICDE 2019, section 5; the papers' three, and none):
     adaptive         each layer has a ladder of candidates, cheapest first; the next when the loss stops improving
     adaptive+stream  the same with ids and centroids that persist over batches (the papers' cluster reuse)
 
-Rule: training starts at the first candidate of every ladder. A plateau of the smoothed loss (`adr_tvm.train.plateau`) moves
-on, either all layers at once (layer i stands at min(level, end of its ladder)) or, ``per_layer``, the one whose next
-candidate adds the least predicted time, ties by network order. It never goes back. ``deadline`` is the step by which the last stage
-begins, whatever the loss does: a run that ends on coarse stages ends less accurate.
+Rule: training starts at the first candidate of every ladder. A plateau of the smoothed loss (`adr_tvm.train.plateau`)
+moves on, either all layers at once (each stands at min(level, end of its ladder)) or, ``per_layer``, the one whose next
+candidate adds the least predicted time, ties by network order. It never goes back. ``deadline`` is the step by which
+the last stage begins, whatever the loss does: a run that ends on coarse stages ends less accurate.
 
 A candidate that was measured not to be faster than the dense layer is dropped: together, the layer runs dense while the
 others stand at that level, and a level at which all do is left at once; per layer, its next candidate takes the place.
@@ -167,7 +167,7 @@ class Controller:
         return moved
 
     def _stuck(self) -> list[str]:
-        """Layers at a dropped candidate with another after it; together: only if no layer reuses or chose to be dense."""
+        """Layers at a dropped candidate with another after it; together: only if every layer is at a dropped one."""
         positions = self.state.positions
         at_dropped = [layer for layer in self.ladders if self._dropped(layer, positions[layer])]
         if not self._per_layer and (len(at_dropped) < sum(map(bool, self.ladders.values()))):

@@ -4,12 +4,13 @@ With l_1, l_2, ... the losses since the stage began, and b = ``smoothing``:
 
     smoothed_t = (1 - b) sum_i b^(t - i) l_i / (1 - b^t)
 
-The first ``settle`` = 1 / (1 - b) steps of a stage are not judged. After them the *reference* is the smoothed loss; each
-time the smoothed loss falls below (1 - ``improvement``) reference it becomes the reference. ``window`` steps in a row
-without that are a plateau. A smoothed loss above (1 + ``divergence``) reference is one at once: the stage is too coarse.
+The first ``settle`` = 1 / (1 - b) steps of a stage are not judged. After them the *reference* is the smoothed loss;
+each time the smoothed loss falls below (1 - ``improvement``) reference it becomes the reference. ``window`` steps in a
+row without that are a plateau. A smoothed loss above (1 + ``divergence``) reference is one at once: the stage is too
+coarse.
 
-So a stage is left when the loss improves by less than ``improvement`` in ``window`` steps. Only losses enter, so the same
-losses give the same decisions, also when training was interrupted between.
+So a stage is left when the loss improves by less than ``improvement`` in ``window`` steps. Only losses enter, so the
+same losses give the same decisions, also when training was interrupted between.
 """
 
 from __future__ import annotations
