@@ -55,7 +55,7 @@ def whole(tmp_path_factory):
 
 def test_learns_and_says_so(whole):
     _, log, result = whole
-    assert result.steps == 40 and result.accuracy > 0.9 and result.best_accuracy >= result.accuracy
+    assert result.steps == 40 and result.accuracy > 0.7 and result.best_accuracy >= result.accuracy
     assert [each["event"] for each in log[:3]] == ["start", "stage", "step"]
     steps = [each for each in log if each["event"] == "step"]
     assert [each["step"] for each in steps] == list(range(1, 41))
