@@ -1,4 +1,4 @@
-"""AlexNet (Krizhevsky, Sutskever, Hinton, NIPS 2012) in one tower, built as ONNX; full size, and a variant for CIFAR-10.
+"""AlexNet (Krizhevsky, Sutskever, Hinton, NIPS 2012) in one tower, built as ONNX; full size, and one for CIFAR-10.
 
     full size          x (N, 3, 227, 227)                       CIFAR-10             x (N, 3, 32, 32)
     conv1  11x11 / 4   -> (N, 96, 55, 55), ReLU, LRN            5x5, pad 2           -> (N, 64, 32, 32), ReLU, LRN

@@ -1,7 +1,7 @@
 """Networks that are one chain of layers, built as ONNX from NumPy weights; what the builders here share.
 
-A layer is (operator, name, attributes). Its parameters are named for it: ``conv1.weight`` (M, C, KH, KW), ``conv1.bias``
-(M), ``fc1.weight`` (out, in), ``bn1.scale`` (C) and so on. Needs onnx only.
+A layer is (operator, name, attributes). Its parameters are named for it: `conv1.weight` (M, C, KH, KW), `conv1.bias`
+(M), `fc1.weight` (out, in), `bn1.scale` (C) and so on. Needs onnx only.
 """
 
 from collections.abc import Mapping, Sequence
