@@ -149,7 +149,7 @@ def _plots(history: History) -> list[Curves]:
 
 
 def _timeline(history: History) -> list[tuple[str, list[Span]]]:
-    """For each layer that ever may reuse what it did over the run."""
+    """For each layer that ever reuses what it did over the run."""
     if not history.stages or not history.last_step:
         return []
     rows = []
@@ -163,7 +163,8 @@ def _timeline(history: History) -> list[tuple[str, list[Span]]]:
             fineness = 0 if text == "dense" else 1 + round(3 * order[text] / max(1, len(order) - 1))
             left, width = 100 * stage.start / whole, 100 * (stage.end - stage.start) / whole
             spans.append(Span(round(left, 3), round(width, 3), text, fineness))
-        rows.append((layer, spans))
+        if kinds:
+            rows.append((layer, spans))
     return rows
 
 
