@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import tvm
+from onnx import numpy_helper
 from tvm import relax
 
 from adr_tvm import ops
@@ -99,6 +100,16 @@ class TrainingNetwork:
     def candidates(self) -> dict[str, ConvGeometry]:
         """Shapes of the layers that may reuse, by name, in network order."""
         return {each.layer: each.geometry for each in self.layers if each.geometry is not None and not each.reason}
+
+    def statistics(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Running mean and variance float32 [C] of each batch norm as the file has them, by its node name."""
+        nodes = {node.name: node for node in self.checked.proto.graph.node}
+        arrays = {i.name: i for i in self.checked.proto.graph.initializer}
+        names = {each.name: tuple(nodes[each.name].input[3:5]) for each in self.normalisations}
+        return {
+            layer: (numpy_helper.to_array(arrays[mean]).copy(), numpy_helper.to_array(arrays[variance]).copy())
+            for layer, (mean, variance) in names.items()
+        }
 
     def variables(self) -> dict[str, relax.Var]:
         """The parameters of ``main``, by initializer name."""
