@@ -30,8 +30,7 @@ class Stop(Exception):
 
 def train(folder: Path, options: TrainOptions = ADAPTIVE, engine: fakes.Engine | None = None):
     engine = engine or fakes.Engine(slow=("conv1",))
-    decay = lambda total, per_epoch: lambda step: options.peak_lr * (1 - step / total)  # noqa: E731
-    trainer = Trainer(engine, fakes.data(), fakes.preparation(), options, folder, decay)
+    trainer = Trainer(engine, fakes.data(), fakes.preparation(), options, folder, fakes.decay)
     return trainer, trainer.run()
 
 
@@ -139,7 +138,7 @@ def test_nan_stops_with_step_parameter_and_checkpoint(tmp_path):
 
 def test_parameters_that_are_not_finite_never_reach_the_disk(tmp_path):
     engine = fakes.Engine()
-    trainer = Trainer(engine, fakes.data(), fakes.preparation(), ADAPTIVE, tmp_path)
+    trainer = Trainer(engine, fakes.data(), fakes.preparation(), ADAPTIVE, tmp_path, fakes.decay)
 
     def spoil(done: int) -> None:
         if done == 9:
@@ -173,7 +172,7 @@ def test_other_network_and_data_are_named(tmp_path):
     with pytest.raises(UsageError, match="another network"):
         train(tmp_path, resumed(ADAPTIVE), fakes.Engine(sha256="0" * 64))
     with pytest.raises(UsageError, match="another data set"):
-        Trainer(fakes.Engine(), fakes.data(seed=1), fakes.preparation(), resumed(ADAPTIVE), tmp_path)
+        Trainer(fakes.Engine(), fakes.data(seed=1), fakes.preparation(), resumed(ADAPTIVE), tmp_path, fakes.decay)
 
 
 def test_less_than_a_batch(tmp_path):

@@ -39,6 +39,11 @@ def preparation(augment: bool = True) -> Preparation:
     return Preparation(SIZE, SIZE, (0.3,) * 3, (0.2,) * 3, augment, padding=1)
 
 
+def decay(total: int, per_epoch: int):
+    """A learning rate that falls to 0."""
+    return lambda step: 0.002 * (1 - step / total)
+
+
 class State:
     def __init__(self) -> None:
         rng = np.random.default_rng(7)

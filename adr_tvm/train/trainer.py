@@ -65,7 +65,8 @@ class Trainer:
         preparation: of the images.
         options: of the run.
         folder: takes the files.
-        rate: learning rate of a step (from 0); None: ``options.peak_lr``.
+        rate: from the steps of the run and of an epoch to the learning rate of a step (from 0).
+        after_epoch: called when an epoch's checkpoint was written.
 
     Attributes:
         state: of the network.
@@ -82,14 +83,16 @@ class Trainer:
         preparation: Preparation,
         options: TrainOptions,
         folder: Path,
-        rate: Callable[[int, int], Rate] | None = None,
+        rate: Callable[[int, int], Rate],
+        after_epoch: Callable[[], None] | None = None,
     ) -> None:
         self._engine, self._data, self._preparation = engine, data, preparation
         self._options, self._folder = options, folder
         self._batches = Batches(data.train, preparation, options.batch, options.seed)
         self._steps_per_epoch = self._batches.steps_per_epoch
         self._total = options.epochs * self._steps_per_epoch
-        self._rate = rate(self._total, self._steps_per_epoch) if rate else lambda step: options.peak_lr
+        self._rate = rate(self._total, self._steps_per_epoch)
+        self._after_epoch = after_epoch or (lambda: None)
         self.state = engine.initial_state()
         self._progress = Progress(network=engine.sha256, data=fingerprint(data), options=options.curve())
         if options.resume:
@@ -224,6 +227,7 @@ class Trainer:
         best = now.best_accuracy is None or accuracy > now.best_accuracy
         now.accuracy, now.best_accuracy = accuracy, accuracy if best else now.best_accuracy
         self._save(best)
+        self._after_epoch()
 
     def _evaluate(self) -> tuple[float, float]:
         """Mean loss and accuracy on the test part."""
