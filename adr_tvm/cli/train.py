@@ -87,7 +87,7 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--lr", metavar="X", type=float, help=f"learning rate at its highest (default: {rates})")
     group.add_argument("--momentum", metavar="X", type=float, help="of sgd (default: 0.9)")
     group.add_argument("--nesterov", action="store_true", default=None, help="Nesterov's momentum")
-    group.add_argument("--weight-decay", metavar="X", type=float, help="of weights, not of biases (default: 0.0005)")
+    group.add_argument("--weight-decay", metavar="X", type=float, help="of all parameters (default: 0.0005)")
     group.add_argument(
         "--lr-schedule", metavar="|".join(LR_SCHEDULES), help="how the learning rate falls (default: cosine)"
     )
