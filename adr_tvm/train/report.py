@@ -5,6 +5,7 @@ Made from ``metrics.jsonl`` alone, after every epoch, so that a run can be watch
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,9 @@ def _tiles(history: History) -> list[Tile]:
             )
         )
         tiles.append(Tile("Best", formats.percent(best["test_accuracy"]), f"epoch {best['epoch']}"))
+        goal = math.floor(20 * last["test_accuracy"]) / 20
+        if goal > 0 and (seconds := history.time_to(goal)) is not None:
+            tiles.append(Tile(f"Time to {formats.percent(goal)}", f"{formats.number(seconds)} s", "of training steps"))
         tiles.append(Tile("Images a second", formats.number(last["images_per_second"]), "in the last epoch"))
     if history.stages:
         count = len(history.stages)

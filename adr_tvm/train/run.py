@@ -78,7 +78,8 @@ def train_model(
 
     samples = open_training_data(data)
     name = Path(network).stem
-    engine = (make_engine or compiled_engine)(network_file(network, options.seed, folder), options, name)
+    make = make_engine or compiled_engine
+    engine: Engine = make(network_file(network, options.seed, folder), options, name)
     channels, height, width = engine.input_shape
     mean, std = (samples.mean, samples.std) if options.mean is None else (options.mean, options.std)
     preparation = Preparation(height, width, mean, std, options.augment, options.padding)
