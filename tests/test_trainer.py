@@ -136,6 +136,19 @@ def test_nan_stops_with_step_parameter_and_checkpoint(tmp_path):
     assert progress.step == 16 and np.isfinite(arrays["parameters/weight"]).all()
 
 
+def test_nan_names_the_layer_where_the_loss_blew_up_before(tmp_path):
+    engine = fakes.Engine(fail_at=17)
+    trainer = Trainer(engine, fakes.data(), fakes.preparation(), ADAPTIVE, tmp_path, fakes.decay)
+
+    def blow_up(done: int) -> None:
+        if done == 15:
+            trainer.state.weight *= 1e5
+
+    engine.after_step = blow_up
+    with pytest.raises(TrainingDivergedError, match="step 17: the first layer whose input holds NaN or Inf is conv2"):
+        trainer.run()
+
+
 def test_parameters_that_are_not_finite_never_reach_the_disk(tmp_path):
     engine = fakes.Engine()
     trainer = Trainer(engine, fakes.data(), fakes.preparation(), ADAPTIVE, tmp_path, fakes.decay)
