@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +85,20 @@ def test_killed_after_any_step_resumes_to_the_same_run(whole, tmp_path, step):
         np.testing.assert_array_equal(trainer.state.arrays()[path], expected, err_msg=path)
     assert events(tmp_path) == log
     assert (again.accuracy, again.best_accuracy) == (result.accuracy, result.best_accuracy)
+
+
+def test_killed_outright_resumes_to_the_same_run(whole, tmp_path):
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\nimport test_trainer as t, training_fakes as fakes\n"
+        "engine = fakes.Engine(slow=('conv1',))\n"
+        "engine.after_step = lambda done: os.kill(os.getpid(), signal.SIGKILL) if done == 14 else None\n"
+        "t.train(Path(sys.argv[1]), engine=engine)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parent, check=False)
+    assert done.returncode == -signal.SIGKILL
+    trainer, _ = train(tmp_path, resumed(ADAPTIVE))
+    np.testing.assert_array_equal(trainer.state.weight, whole[0]["parameters/weight"])
+    assert events(tmp_path) == whole[1]
 
 
 def test_interrupted_in_between_keeps_a_checkpoint(whole, tmp_path):
