@@ -39,6 +39,11 @@ def preparation(augment: bool = True) -> Preparation:
     return Preparation(SIZE, SIZE, (0.3,) * 3, (0.2,) * 3, augment, padding=1)
 
 
+def decay(total: int, per_epoch: int):
+    """A learning rate that falls to 0."""
+    return lambda step: 0.002 * (1 - step / total)
+
+
 class State:
     def __init__(self) -> None:
         rng = np.random.default_rng(7)
@@ -140,6 +145,9 @@ class Engine:
 
     def evaluator(self, batch: int) -> Evaluator:
         return Evaluator()
+
+    def first_nonfinite(self, state: State, x: np.ndarray) -> str | None:
+        return "conv2" if np.abs(state.weight).max() > 1e3 else None
 
     def export(self, state: State) -> None:
         raise NotImplementedError

@@ -97,6 +97,11 @@ class CompiledEngine:
         """The network as it infers."""
         return Evaluator(self.network, batch)
 
+    def first_nonfinite(self, state: TrainingState, x: np.ndarray) -> str | None:
+        """The first layer that may reuse whose input holds NaN or Inf on a batch; None where all are finite."""
+        found = self._observer().inputs(state, x)
+        return next((layer for layer, value in found.items() if not np.isfinite(value).all()), None)
+
     def export(self, state: TrainingState) -> onnx.ModelProto:
         """The network with trained weights."""
         parameters = {name: tensor.numpy() for name, tensor in state.parameters.items()}

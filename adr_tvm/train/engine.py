@@ -98,6 +98,10 @@ class Engine(Protocol):
         """The network as it infers, for batches of up to ``batch``."""
         ...
 
+    def first_nonfinite(self, state: Any, x: np.ndarray) -> str | None:
+        """The first layer, in network order, whose input holds NaN or Inf on a batch; None where all are finite."""
+        ...
+
     def export(self, state: Any) -> onnx.ModelProto:
         """The network with trained weights."""
         ...

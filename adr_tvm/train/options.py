@@ -39,7 +39,7 @@ class TrainOptions:
         optimizer: ``sgd`` (momentum, weight decay added to the gradient), ``adam`` or ``adamw``.
         lr: peak learning rate; None: 0.05 for sgd, 0.001 for the others.
         momentum, nesterov: of sgd.
-        weight_decay: of all parameters with more than one dimension.
+        weight_decay: of all parameters, as in PyTorch.
         lr_schedule: how the learning rate falls over the run.
         warmup: epochs over which the learning rate rises from 0.
         label_smoothing: share of the target spread over all classes.

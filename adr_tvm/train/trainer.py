@@ -34,6 +34,9 @@ from adr_tvm.train.variants import Variants
 
 Rate = Callable[[int], float]
 PARAMETERS = "parameters/"
+ALARM = 1.5
+"""A loss above this share of that of guessing is the sign of a run about to diverge: then the state is kept before each
+step, so that it can be seen where the first NaN or Inf came up."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class Trainer:
         preparation: of the images.
         options: of the run.
         folder: takes the files.
-        rate: learning rate of a step (from 0); None: ``options.peak_lr``.
+        rate: from the steps of the run and of an epoch to the learning rate of a step (from 0).
+        after_epoch: called when an epoch's checkpoint was written.
 
     Attributes:
         state: of the network.
@@ -82,14 +86,16 @@ class Trainer:
         preparation: Preparation,
         options: TrainOptions,
         folder: Path,
-        rate: Callable[[int, int], Rate] | None = None,
+        rate: Callable[[int, int], Rate],
+        after_epoch: Callable[[], None] | None = None,
     ) -> None:
         self._engine, self._data, self._preparation = engine, data, preparation
         self._options, self._folder = options, folder
         self._batches = Batches(data.train, preparation, options.batch, options.seed)
         self._steps_per_epoch = self._batches.steps_per_epoch
         self._total = options.epochs * self._steps_per_epoch
-        self._rate = rate(self._total, self._steps_per_epoch) if rate else lambda step: options.peak_lr
+        self._rate = rate(self._total, self._steps_per_epoch)
+        self._after_epoch = after_epoch or (lambda: None)
         self.state = engine.initial_state()
         self._progress = Progress(network=engine.sha256, data=fingerprint(data), options=options.curve())
         if options.resume:
@@ -99,6 +105,7 @@ class Trainer:
         self._progress.controller = self._controller.state
         self._phases = phases.Phases(self._progress.seconds)
         self._evaluator: Evaluator | None = None
+        self._alarmed = False
 
     def run(self) -> Trained:
         """Train to the end; calling it again goes on with nothing.
@@ -171,11 +178,13 @@ class Trainer:
         if entering:
             self._log.stage(now.step, self._controller)
         stage, rate = self._controller.stage, self._rate(now.step)
+        before = self.state.arrays() if self._alarmed else None
         with self._phases.timed(phases.STEP):
             result = self._step.run(self.state, batch.x, batch.labels, rate)
         seconds += self._phases.last
         if not math.isfinite(result.loss):
-            raise self._diverged(f"the loss became {result.loss} in step {now.step + 1}", self.state.arrays())
+            raise self._diverged(f"the loss became {result.loss} in step {now.step + 1}", before, batch)
+        self._alarmed = result.loss > ALARM * math.log(self._engine.classes)
         now.step += 1
         now.loss_sum += result.loss
         now.correct += result.correct
@@ -210,7 +219,7 @@ class Trainer:
         with self._phases.timed(phases.EVALUATE):
             test_loss, accuracy = self._evaluate()
         if not math.isfinite(test_loss):
-            raise self._diverged(f"the test loss is {test_loss} after step {now.step}", self.state.arrays())
+            raise self._diverged(f"the test loss is {test_loss} after step {now.step}")
         images = self._steps_per_epoch * self._options.batch
         self._log.epoch(
             now.step,
@@ -224,6 +233,7 @@ class Trainer:
         best = now.best_accuracy is None or accuracy > now.best_accuracy
         now.accuracy, now.best_accuracy = accuracy, accuracy if best else now.best_accuracy
         self._save(best)
+        self._after_epoch()
 
     def _evaluate(self) -> tuple[float, float]:
         """Mean loss and accuracy on the test part."""
@@ -243,7 +253,7 @@ class Trainer:
         """Write a checkpoint, unless a parameter is not finite: the last one on disk is always good."""
         arrays = self.state.arrays()
         if nonfinite_parameters(arrays):
-            raise self._diverged(f"after step {self._progress.step}", arrays)
+            raise self._diverged(f"after step {self._progress.step}")
         with self._phases.timed(phases.CHECKPOINT):
             self._progress.log_bytes = self._log.flush()
             self._progress.seconds = dict(self._phases.seconds)
@@ -259,9 +269,21 @@ class Trainer:
         self._progress = found
         get_log().info("going on from step %d of %s", found.step, path)
 
-    def _diverged(self, what: str, arrays: Mapping[str, np.ndarray]) -> TrainingDivergedError:
-        bad, last = nonfinite_parameters(arrays), self._folder / LAST
+    def _diverged(
+        self, what: str, before: Mapping[str, np.ndarray] | None = None, batch: Batch | None = None
+    ) -> TrainingDivergedError:
+        """What happened, the first layer concerned, and what is left.
+
+        Args:
+            before: the state before the step on ``batch``, if it was kept.
+        """
+        last = self._folder / LAST
+        bad = nonfinite_parameters(self.state.arrays())
         where = f"{len(bad)} parameters hold NaN or Inf, the first is {bad[0]}" if bad else "all parameters are finite"
+        if before is not None and batch is not None:
+            self.state.load(before)
+            if (layer := self._engine.first_nonfinite(self.state, batch.x)) is not None:
+                where = f"the first layer whose input holds NaN or Inf is {layer}"
         kept = f"the last good checkpoint is {last}" if last.is_file() else "there is no checkpoint yet"
         return TrainingDivergedError(f"{what}: {where}; {kept}; a lower --lr or --warmup may help")
 
