@@ -1,0 +1,67 @@
+"""Gradients of convolutions and dense layers as calls of TIR kernels, for a CPU target."""
+
+from __future__ import annotations
+
+from tvm import relax, te, tirx
+from tvm.target import Target
+
+from adr_tvm.geometry import ConvGeometry
+
+
+def lower_weight_grad(
+    bb: relax.BlockBuilder, call: relax.Call, batch: int, geometry: ConvGeometry, groups: int, target: Target
+) -> relax.Expr:
+    """The lowered form of ``adr.conv2d_weight_grad``."""
+    return bb.call_te(
+        lambda a, b: te_weight_gradient(a, b, geometry, groups), *call.args, primfunc_name_hint="adr_weight_gradient"
+    )
+
+
+def lower_input_grad(
+    bb: relax.BlockBuilder, call: relax.Call, batch: int, geometry: ConvGeometry, groups: int, target: Target
+) -> relax.Expr:
+    """The lowered form of ``adr.conv2d_input_grad``."""
+    return bb.call_te(
+        lambda a, b: te_input_gradient(a, b, geometry, groups), *call.args, primfunc_name_hint="adr_input_gradient"
+    )
+
+
+def te_weight_gradient(x: te.Tensor, dz: te.Tensor, group: ConvGeometry, groups: int) -> te.Tensor:
+    """dW [KH, KW, C, M * groups] of a convolution whose groups have C and M channels each."""
+    (SH, SW), (DH, DW), (PT, PL, _, _) = group.strides, group.dilation, group.padding
+    b, oy, ox = (
+        te.reduce_axis((0, tirx.const(n, "int64")), name)
+        for n, name in ((int(x.shape[0]), "b"), (group.OH, "oy"), (group.OW, "ox"))
+    )
+
+    def entry(ky, kx, c, m):
+        iy, ix = oy * SH - PT + ky * DH, ox * SW - PL + kx * DW
+        inside = tirx.all(iy >= 0, iy < group.H, ix >= 0, ix < group.W)
+        value = tirx.if_then_else(inside, x[b, iy, ix, m // group.M * group.C + c], tirx.const(0, "float32"))
+        return te.sum(value * dz[b, oy, ox, m], axis=[b, oy, ox])
+
+    shape = [tirx.const(n, "int64") for n in (group.KH, group.KW, group.C, group.M * groups)]
+    return te.compute(shape, entry, name="weight_gradient")
+
+
+def te_input_gradient(dz: te.Tensor, w: te.Tensor, group: ConvGeometry, groups: int) -> te.Tensor:
+    """dX [B, H, W, C * groups] of a convolution whose groups have C and M channels each."""
+    (SH, SW), (DH, DW), (PT, PL, _, _) = group.strides, group.dilation, group.padding
+    ky, kx, m = (
+        te.reduce_axis((0, tirx.const(n, "int64")), name)
+        for n, name in ((group.KH, "ky"), (group.KW, "kx"), (group.M, "m"))
+    )
+
+    def entry(b, y, x, c):
+        sy, sx = y + PT - ky * DH, x + PL - kx * DW
+        oy, ox = tirx.floordiv(sy, SH), tirx.floordiv(sx, SW)
+        inside = tirx.all(
+            *(oy >= 0, oy < group.OH, ox >= 0, ox < group.OW),
+            *(tirx.floormod(sy, SH) == 0, tirx.floormod(sx, SW) == 0),
+        )
+        first = c // group.C * group.M
+        value = tirx.if_then_else(inside, dz[b, oy, ox, first + m], tirx.const(0, "float32"))
+        return te.sum(value * w[ky, kx, c % group.C, first + m], axis=[ky, kx, m])
+
+    shape = [tirx.const(n, "int64") for n in (int(dz.shape[0]), group.H, group.W, group.C * groups)]
+    return te.compute(shape, entry, name="input_gradient")
