@@ -241,17 +241,21 @@ def cluster_gradients(layout: GradientLayout, averaged: bool) -> tirx.PrimFunc:
                             Z, members, starts, centroids, W, dW, dC, D, C, which, filled, group, part, chunk, block, s
                         )
 
-    @T.prim_func(private=True)
-    def both(z: T.handle, st: T.handle, m: T.handle, c: T.handle, w: T.handle, dw: T.handle, dc: T.handle):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        dz = T.match_buffer(z, int64(B, g.OH, g.OW, g.M), "float32")
-        starts = T.match_buffer(st, int64(*layout.starts_shape), "int32")
-        members = T.match_buffer(m, int64(*layout.members_shape), "int32")
-        centroids = T.match_buffer(c, int64(U, S, *stored), "float32")
-        W = T.match_buffer(w, int64(*layout.transposed_shape), "float32")
-        dW = T.match_buffer(dw, int64(*layout.weight_sums_shape), "float32")
-        dC = T.match_buffer(dc, int64(*layout.centroid_sums_shape), "float32")
-        run(dz, starts, members, centroids, W, dW, dC)
+    if averaged:
+
+        @T.prim_func(private=True)
+        def both(z: T.handle, st: T.handle, m: T.handle, c: T.handle, w: T.handle, dw: T.handle, dc: T.handle):
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+            dz = T.match_buffer(z, int64(B, g.OH, g.OW, g.M), "float32")
+            starts = T.match_buffer(st, int64(*layout.starts_shape), "int32")
+            members = T.match_buffer(m, int64(*layout.members_shape), "int32")
+            centroids = T.match_buffer(c, int64(U, S, *stored), "float32")
+            W = T.match_buffer(w, int64(*layout.transposed_shape), "float32")
+            dW = T.match_buffer(dw, int64(*layout.weight_sums_shape), "float32")
+            dC = T.match_buffer(dc, int64(*layout.centroid_sums_shape), "float32")
+            run(dz, starts, members, centroids, W, dW, dC)
+
+        return both
 
     @T.prim_func(private=True)
     def weights_only(z: T.handle, st: T.handle, m: T.handle, c: T.handle, dw: T.handle):
@@ -263,4 +267,4 @@ def cluster_gradients(layout: GradientLayout, averaged: bool) -> tirx.PrimFunc:
         dW = T.match_buffer(dw, int64(*layout.weight_sums_shape), "float32")
         run(dz, starts, members, centroids, dW, dW, dW)
 
-    return both if averaged else weights_only
+    return weights_only
