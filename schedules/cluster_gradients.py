@@ -201,7 +201,8 @@ def cluster_gradients(layout: GradientLayout, averaged: bool) -> tirx.PrimFunc:
             if emit.any_member(starts, chunk, s, c):
                 emit.sum_members(Z, members, starts, chunk, s, c, D, filled[0])
                 copy_centroid(centroids, chunk // per_unit, s, c, C, filled[0])
-                which[filled[0]] = T.cast(c, "int32")
+                if averaged:
+                    which[filled[0]] = T.cast(c, "int32")
                 filled[0] = filled[0] + 1
             if T.Or(filled[0] == CB, T.And(c == cap - 1, filled[0] > 0)):
                 for row in range(CB - filled[0]):

@@ -25,7 +25,7 @@ from adr_tvm.schedules.neuron_vectors import LANES
 from adr_tvm.schedules.register_tile import Isa
 from adr_tvm.settings import ReuseSetting
 
-BLOCK_BYTES = 1280 * 1024  # of dZ: what stays in L2 beside the tables
+BLOCK_BYTES = 1344 * 1024  # of dZ: what stays in L2 (1 to 2 MiB) beside the tables
 TASKS = 8  # among which a call is divided
 SPARE_REGISTERS = 6
 IN_FLIGHT = 8  # sums that hide the latency of an addition
