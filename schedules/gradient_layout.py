@@ -352,8 +352,8 @@ class GradientLayout:
 
     @property
     def centroids_shape(self) -> tuple[int, ...]:
-        """Of the centroids' gradient."""
-        return self.units, self.segments, self.capacity, self.Lp
+        """Of the centroids' gradient; the last row is zeros, for positions in no cluster."""
+        return self.units, self.segments, self.capacity + 1, self.Lp
 
 
 def int64(*dims: int) -> tuple[tirx.IntImm, ...]:
