@@ -6,12 +6,17 @@ from tvm import relax, te, tirx
 from tvm.target import Target
 
 from adr_tvm.geometry import ConvGeometry
+from adr_tvm.schedules.tuned import weight_gradient_schedule
+from adr_tvm.schedules.weight_gradient import weight_gradient
 
 
 def lower_weight_grad(
     bb: relax.BlockBuilder, call: relax.Call, batch: int, geometry: ConvGeometry, groups: int, target: Target
 ) -> relax.Expr:
     """The lowered form of ``adr.conv2d_weight_grad``."""
+    if groups == 1:
+        func = weight_gradient(geometry, batch, weight_gradient_schedule(target, geometry, batch))
+        return relax.call_tir(bb.add_func(func, "adr_weight_gradient"), list(call.args), call.ty)
     return bb.call_te(
         lambda a, b: te_weight_gradient(a, b, geometry, groups), *call.args, primfunc_name_hint="adr_weight_gradient"
     )
