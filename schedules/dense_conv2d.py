@@ -68,6 +68,8 @@ def conv_task(
     in_group = -(-blocks // schedule.groups)
     in_page = max(1, PAGE // NR)
     steps = k_steps(geometry, schedule.k_step)
+    # Each entry of K of each panel fetches so many floats of the next block: all of it when the last panel is done.
+    ahead = -(-NR // schedule.panels) if schedule.fetch and in_group * steps.count > 1 else 0
     count, width = steps.count, steps.together * steps.entries
     pitch = (-(-width // LINE) | 1) * LINE
     direct, whole_rows = gather is None and reads_directly(geometry), count == 1 and geometry.dilation[1] == 1
@@ -85,6 +87,14 @@ def conv_task(
 
     pack = pack_image if gather is None else gather
 
+    def following(slot, here, group, step):
+        """Block and entry of K that are multiplied next; the last of a task is followed by its first."""
+        last = slot + 1 == here
+        return (
+            group * in_group + T.if_then_else(last, 0, slot + 1),
+            T.if_then_else(last, (step + 1) % count, step) * width,
+        )
+
     @T.inline
     def touch(packed, block, step, length):
         # The processor fetches ahead within a page, not across pages: on its own it would wait at each new one.
@@ -93,9 +103,15 @@ def conv_task(
                 place = T.address_of(packed[block, step * width + q * in_page, 0])
                 T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", place, T.int32(0), T.int32(3), T.int32(1)))
 
+    def fetch(packed, after, index):
+        for line in range(-(-ahead // LINE)):
+            place = T.address_of(packed[after[0], after[1], index * ahead + line * LINE])
+            T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", place, T.int32(0), T.int32(2), T.int32(1)))
+
     @T.inline
-    def multiply_packed(acc, A, panel, packed, block, step, length):
+    def multiply_packed(acc, A, panel, packed, block, step, length, after):
         for k in range(length):
+            fetch(packed, after, panel * length + k)
             acc.add_products(
                 lambda i: A[panel * MR + i, k], lambda v: packed[block, step * width + k, across(v * lanes, lanes)]
             )
@@ -107,8 +123,9 @@ def conv_task(
         return here * C
 
     @T.inline
-    def multiply_input(acc, X, row, end, packed, block, step, length):
+    def multiply_input(acc, X, row, end, panel, packed, block, step, length, after):
         for k in range(length):
+            fetch(packed, after, panel * length + k)
             acc.add_products(
                 lambda i: X[input_row(row + i, end) + (step * width + k)],
                 lambda v: packed[block, step * width + k, across(v * lanes, lanes)],
@@ -177,9 +194,12 @@ def conv_task(
             if not direct:
                 for i in range(panels * MR):
                     pack(X, A, first, i, step, end)
-            for slot in range(T.min(in_group, blocks - group * in_group)):
+            here = T.meta_var(T.min(in_group, blocks - group * in_group))
+            for slot in range(here):
                 block = T.meta_var(group * in_group + slot)
-                touch(packed, block + 1, step, length)
+                after = T.meta_var(following(slot, here, group, step))
+                if ahead == 0:
+                    touch(packed, block + 1, step, length)
                 for panel in range(panels):
                     acc = T.meta_var(Accumulators(MR, vectors, lanes))
                     if step == 0:
@@ -187,9 +207,9 @@ def conv_task(
                     else:
                         load_sums(acc, sums, slot, panel * MR)
                     if direct:
-                        multiply_input(acc, X, first + panel * MR, end, packed, block, step, length)
+                        multiply_input(acc, X, first + panel * MR, end, panel, packed, block, step, length, after)
                     else:
-                        multiply_packed(acc, A, panel, packed, block, step, length)
+                        multiply_packed(acc, A, panel, packed, block, step, length, after)
                     if step == count - 1:
                         store(acc, bias, R, Y, first + panel * MR, end, block)
                     else:
