@@ -24,6 +24,7 @@ from adr_tvm.schedules.im2col import copy_runs, copy_units
 from adr_tvm.schedules.register_tile import RegisterTile
 
 PAGE = 1024  # floats of a page of memory
+LARGE_INPUT = 1024 * 1024  # bytes of an image that do not stay in L2
 LINE = 16  # floats of a cache line; a row pitch of an odd number of lines keeps packed rows out of each other's sets
 
 
@@ -52,6 +53,12 @@ def pieces(count: int, lanes: int) -> list[tuple[int, int]]:
     return found
 
 
+def to_cache(buffer: tirx.Buffer, *place: Any, level: int = 2) -> None:
+    """Fetch the cache line that an entry of a buffer would be in, even beyond its end, to L1 or L2."""
+    address = T.address_of(buffer[place])
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, T.int32(0), T.int32(4 - level), T.int32(1)))
+
+
 def conv_task(
     geometry: ConvGeometry, activation: Activation, schedule: ConvSchedule, to: Destination, gather: Any = None
 ):
@@ -68,11 +75,14 @@ def conv_task(
     in_group = -(-blocks // schedule.groups)
     in_page = max(1, PAGE // NR)
     steps = k_steps(geometry, schedule.k_step)
-    # Each entry of K of each panel fetches so many floats of the next block: all of it when the last panel is done.
-    ahead = -(-NR // schedule.panels) if schedule.fetch and in_group * steps.count > 1 else 0
     count, width = steps.count, steps.together * steps.entries
     pitch = (-(-width // LINE) | 1) * LINE
     direct, whole_rows = gather is None and reads_directly(geometry), count == 1 and geometry.dilation[1] == 1
+    # Floats that each entry of K fetches. A panel's share of the next block: it is all there after the last panel.
+    weights_ahead = -(-NR // schedule.panels) if schedule.fetch and in_group * count > 1 else 0
+    # The rows of the next panel: they lie one behind the other.
+    far_rows = direct and SH * SW == 1 and 4 * rows * C >= LARGE_INPUT
+    rows_ahead = MR * count if schedule.fetch and far_rows else 0
     runs, units = copy_runs(geometry), copy_units(geometry, steps)
     act = activation_expr(activation)
     residual, offset = to.residual, to.offset
@@ -100,18 +110,20 @@ def conv_task(
         # The processor fetches ahead within a page, not across pages: on its own it would wait at each new one.
         if block < blocks:
             for q in range((length + (in_page - 1)) // in_page):
-                place = T.address_of(packed[block, step * width + q * in_page, 0])
-                T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", place, T.int32(0), T.int32(3), T.int32(1)))
+                to_cache(packed, block, step * width + q * in_page, 0, level=1)
 
-    def fetch(packed, after, index):
-        for line in range(-(-ahead // LINE)):
-            place = T.address_of(packed[after[0], after[1], index * ahead + line * LINE])
-            T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", place, T.int32(0), T.int32(2), T.int32(1)))
+    def fetch_weights(packed, after, index):
+        for start in range(0, weights_ahead, LINE):
+            to_cache(packed, after[0], after[1], index * weights_ahead + start)
+
+    def fetch_rows(X, row, k):
+        for start in range(0, rows_ahead, LINE):
+            to_cache(X, row * C + k * rows_ahead + start)
 
     @T.inline
     def multiply_packed(acc, A, panel, packed, block, step, length, after):
         for k in range(length):
-            fetch(packed, after, panel * length + k)
+            fetch_weights(packed, after, panel * length + k)
             acc.add_products(
                 lambda i: A[panel * MR + i, k], lambda v: packed[block, step * width + k, across(v * lanes, lanes)]
             )
@@ -125,7 +137,8 @@ def conv_task(
     @T.inline
     def multiply_input(acc, X, row, end, panel, packed, block, step, length, after):
         for k in range(length):
-            fetch(packed, after, panel * length + k)
+            fetch_weights(packed, after, panel * length + k)
+            fetch_rows(X, row + MR, k)
             acc.add_products(
                 lambda i: X[input_row(row + i, end) + (step * width + k)],
                 lambda v: packed[block, step * width + k, across(v * lanes, lanes)],
@@ -198,7 +211,7 @@ def conv_task(
             for slot in range(here):
                 block = T.meta_var(group * in_group + slot)
                 after = T.meta_var(following(slot, here, group, step))
-                if ahead == 0:
+                if weights_ahead == 0:
                     touch(packed, block + 1, step, length)
                 for panel in range(panels):
                     acc = T.meta_var(Accumulators(MR, vectors, lanes))

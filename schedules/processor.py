@@ -20,6 +20,6 @@ SLOW_L3 = frozenset(
 )
 
 
-def fetches_weights(target: Target) -> bool:
-    """Whether dense convolutions fetch each block of weights while the one before is multiplied."""
+def fetches_ahead(target: Target) -> bool:
+    """Whether kernels fetch weights and rows to L2 some time before they read them."""
     return str(target.attrs.get("mcpu", "")) in SLOW_L3
