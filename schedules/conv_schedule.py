@@ -31,7 +31,7 @@ class ConvSchedule:
         k_step: entries of K packed at once, about; partial sums wait in a buffer between steps.
         groups: tasks that a chunk is shared among, each with blocks of output channels of its own.
         parallel: whether threads share the tasks.
-        fetch: whether weights, and rows of large inputs, are fetched to L2 while those before them are multiplied.
+        fetch: whether weights and pixels are fetched to L2 while those before them are multiplied.
     """
 
     tile: RegisterTile

@@ -68,6 +68,7 @@ def conv_task(
     rows than those of the image: inline ``(X, A, first, i, step, end)``, step of K of row first + i to A[i].
     """
     H, W, C, OW, M, K, rows = geometry.H, geometry.W, geometry.C, geometry.OW, geometry.M, geometry.K, geometry.rows
+    KH, KW = geometry.KH, geometry.KW
     SH, SW = geometry.strides
     MR, NR, chunk = schedule.tile.MR, schedule.tile.NR, schedule.tile.MR * schedule.panels
     vectors, lanes = schedule.tile.vectors, NR // schedule.tile.vectors
@@ -83,6 +84,9 @@ def conv_task(
     # The rows of the next panel: they lie one behind the other.
     far_rows = direct and SH * SW == 1 and 4 * rows * C >= LARGE_INPUT
     rows_ahead = MR * count if schedule.fetch and far_rows else 0
+    # What the next chunk packs: the pixels that follow those of this one.
+    packs = gather is None and not direct
+    pixels_ahead = -(-MR * SH * SW * count // (KH * KW)) if schedule.fetch and packs else 0
     runs, units = copy_runs(geometry), copy_units(geometry, steps)
     act = activation_expr(activation)
     residual, offset = to.residual, to.offset
@@ -120,10 +124,16 @@ def conv_task(
         for start in range(0, rows_ahead, LINE):
             to_cache(X, row * C + k * rows_ahead + start)
 
+    def fetch_chunk(X, row, index):
+        down = row // rows * H + row % rows // OW * SH + (KH - 1) * geometry.dilation[0] - geometry.padding[0]
+        for start in range(0, pixels_ahead, LINE):
+            to_cache(X, (down * W + row % OW * SW) * C + index * pixels_ahead + start)
+
     @T.inline
-    def multiply_packed(acc, A, panel, packed, block, step, length, after):
+    def multiply_packed(acc, X, row, A, panel, packed, block, step, length, after):
         for k in range(length):
             fetch_weights(packed, after, panel * length + k)
+            fetch_chunk(X, row + chunk, panel * length + k)
             acc.add_products(
                 lambda i: A[panel * MR + i, k], lambda v: packed[block, step * width + k, across(v * lanes, lanes)]
             )
@@ -222,7 +232,7 @@ def conv_task(
                     if direct:
                         multiply_input(acc, X, first + panel * MR, end, panel, packed, block, step, length, after)
                     else:
-                        multiply_packed(acc, A, panel, packed, block, step, length, after)
+                        multiply_packed(acc, X, first, A, panel, packed, block, step, length, after)
                     if step == count - 1:
                         store(acc, bias, R, Y, first + panel * MR, end, block)
                     else:

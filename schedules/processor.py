@@ -21,5 +21,5 @@ SLOW_L3 = frozenset(
 
 
 def fetches_ahead(target: Target) -> bool:
-    """Whether kernels fetch weights and rows to L2 some time before they read them."""
+    """Whether kernels fetch weights and pixels to L2 some time before they read them."""
     return str(target.attrs.get("mcpu", "")) in SLOW_L3

@@ -36,7 +36,7 @@ def conv_schedules(isa: Isa, geometry: ConvGeometry, rows: int, serial: bool = T
         for panels in panel_counts(tile, rows)
         for k_step in step_lengths(geometry)
         for groups in group_counts(tile, geometry, -(-rows // (panels * tile.MR)))
-        for fetch in ((False, True) if weight_blocks(tile, geometry, k_step, groups) > 1 else (False,))
+        for fetch in (False, True)
     ]
     if serial and 2 * rows * geometry.K * geometry.M <= SERIAL_FLOPS:
         found += [replace(s, parallel=False) for s in found if s.groups == 1]
@@ -71,11 +71,6 @@ def step_lengths(geometry: ConvGeometry) -> list[int]:
     """Values of ``k_step`` that cut K differently."""
     kinds = {k_steps(geometry, length): length for length in (geometry.K, *reversed(K_STEPS)) if length <= geometry.K}
     return sorted(kinds.values())
-
-
-def weight_blocks(tile: RegisterTile, geometry: ConvGeometry, k_step: int, groups: int) -> int:
-    """Blocks of weights that a task multiplies by, one after the other."""
-    return -(-(-(-geometry.M // tile.NR)) // groups) * k_steps(geometry, k_step).count
 
 
 def group_counts(tile: RegisterTile, geometry: ConvGeometry, chunks: int) -> list[int]:
