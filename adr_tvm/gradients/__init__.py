@@ -5,7 +5,8 @@ from __future__ import annotations
 
 def register_all() -> None:
     """Register the operators and gradients of this package; once per process, later calls change nothing."""
-    from adr_tvm.gradients import conv2d, epilogue
+    from adr_tvm.gradients import conv2d, epilogue, reuse
 
     epilogue.register()
     conv2d.register()
+    reuse.register()
