@@ -1,7 +1,7 @@
 """The training form as it is evaluated: batch norms take running statistics, dropout does nothing.
 
-``main(x, parameters...)`` becomes ``main(x, parameters..., mean and variance of each batch norm...)`` and returns the
-logits alone. ``adr.batch_norm`` with given statistics is y = (x - mean) gamma / sqrt(variance + epsilon) + beta.
+``main(x[, seed], parameters...)`` becomes ``main(x, parameters..., mean and variance of each batch norm...)`` and returns
+the logits alone. ``adr.batch_norm`` with given statistics is y = (x - mean) gamma / sqrt(variance + epsilon) + beta.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from adr_tvm._tvm import is_op, static_shape
+from adr_tvm.gradients.batch_norm import BATCH_NORM
+from adr_tvm.gradients.dropout import DROPOUT
 from adr_tvm.passes.extended import fields
-
-BATCH_NORM, DROPOUT = "relax.adr.batch_norm", "relax.adr.dropout"
+from adr_tvm.passes.training_operators import SEED
 
 
 @mutator
@@ -55,6 +56,7 @@ class InferenceForm:
         logits = fields(func.body.body)[0]
         body = freezer.builder_.normalize(relax.SeqExpr(func.body.blocks, logits))
         whole = freezer.builder_.get().clone()
-        whole["main"] = relax.Function([*func.params, *freezer.statistics], body, body.ty, attrs=func.attrs)
+        kept = [var for var in func.params if var.name != SEED]
+        whole["main"] = relax.Function([*kept, *freezer.statistics], body, body.ty, attrs=func.attrs)
         cleaned = relax.transform.ConvertToDataflow()(relax.transform.Normalize()(whole))
         return relax.transform.DeadCodeElimination()(relax.transform.CanonicalizeBindings()(cleaned))

@@ -36,6 +36,7 @@ class CompiledEngine:
         batch: images of a step.
         target: TVM's target.
         label_smoothing: of the loss.
+        seed: of dropout.
         name: for reports; None: that of the file.
 
     Raises:
@@ -49,10 +50,11 @@ class CompiledEngine:
         batch: int,
         target: tvm.target.Target,
         label_smoothing: float = 0.0,
+        seed: int = 0,
         name: str | None = None,
     ) -> None:
         self.network = TrainingNetwork(model_path, target)
-        self.optimizer, self.batch, self.label_smoothing = optimizer, batch, label_smoothing
+        self.optimizer, self.batch, self.label_smoothing, self.seed = optimizer, batch, label_smoothing, seed
         self.name = name or Path(model_path).stem
         self.sha256 = self.network.checked.sha256
         shape = self.network.checked.inputs[0].shape
@@ -67,7 +69,7 @@ class CompiledEngine:
 
     def initial_state(self) -> TrainingState:
         """The state before the first step."""
-        return TrainingState(self.network.parameters, self.optimizer.slots, self.network.statistics())
+        return TrainingState(self.network.parameters, self.optimizer.slots, self.network.statistics(), self.seed)
 
     def compile(self, stage: Stage) -> TrainingStep:
         """A step for a stage, for as many bits as it names."""

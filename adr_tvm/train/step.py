@@ -15,14 +15,18 @@ import tvm
 from tvm import relax
 
 from adr_tvm.build import build_module
+from adr_tvm.errors import UsageError
 from adr_tvm.gradients import register_all
 from adr_tvm.hashing.planes import HashPlanes
 from adr_tvm.passes import pipeline
 from adr_tvm.passes.append_updates import STEP, Update
+from adr_tvm.passes.training_operators import SEED
 from adr_tvm.train.network import TrainingNetwork
 from adr_tvm.train.optimizers import Optimizer
 from adr_tvm.train.stage import LayerReuse, Stage
 from adr_tvm.train.state import TrainingState, tensor_of
+
+STEPS_PER_SEED = 1 << 32  # seeds of runs do not meet
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,10 @@ class TrainingStep:
         optimizer: how parameters are updated.
         batch: images of a step.
         label_smoothing: share of the target that is spread over all classes.
+
+    Raises:
+        ModelError: the file fixes another batch.
+        UsageError: a layer of the stage is to keep its clusters over batches.
     """
 
     def __init__(
@@ -64,6 +72,8 @@ class TrainingStep:
         self.stage: dict[str, LayerReuse] = {
             layer: reuse for layer in network.candidates if (reuse := stage.get(layer)) is not None
         }
+        if any(reuse.stream for reuse in self.stage.values()):
+            raise UsageError("clusters that persist over batches (adaptive+stream) are not available yet")
         variables = network.variables()
         updates = [
             Update(variables[name].name, optimizer.kernel(int(value.size)), tuple(optimizer.slots))
@@ -88,6 +98,8 @@ class TrainingStep:
         values = {self._names[0]: tensor_of(x), "labels": tensor_of(labels.astype(np.int32))}
         values |= {"rate": tensor_of(np.array([rate], np.float32))}
         values |= {"count": tensor_of(np.array([state.count + 1], np.float32))}
+        if self.network.takes_seed:
+            values[SEED] = tensor_of(np.array([state.seed * STEPS_PER_SEED + state.count], np.int64))
         for name, variable in self._variables.items():
             values[variable] = state.parameters[name]
             values |= {f"{variable}_{slot}": state.slots[name][slot] for slot in self._slots}
