@@ -46,6 +46,17 @@ def sgd_update(size: int, momentum: float, nesterov: bool, decay: float) -> tirx
     def decayed(P, G, i):
         return G[i] + tirx.const(decay, "float32") * P[i] if decay else G[i]
 
+    def descend(P, G, R):
+        return lambda i: T.buffer_store(P, P[i] - R[0] * decayed(P, G, i), [i])
+
+    def descend_with_momentum(P, B, G, R):
+        def update(i) -> None:
+            T.buffer_store(B, T.float32(momentum) * B[i] + decayed(P, G, i), [i])
+            step = decayed(P, G, i) + T.float32(momentum) * B[i] if nesterov else B[i]
+            T.buffer_store(P, P[i] - R[0] * step, [i])
+
+        return update
+
     if momentum == 0:
 
         @T.prim_func(private=True)
@@ -56,10 +67,7 @@ def sgd_update(size: int, momentum: float, nesterov: bool, decay: float) -> tirx
             R = T.match_buffer(rate, (T.int64(1),), "float32")
             N = T.match_buffer(count, (T.int64(1),), "float32")
 
-            @T.inline
-            def update(i):
-                P[i] = P[i] - R[0] * decayed(P, G, i)
-
+            update = T.meta_var(descend(P, G, R))
             for task in loop(T.int64(tasks)):
                 entries(update, task)
 
@@ -74,14 +82,7 @@ def sgd_update(size: int, momentum: float, nesterov: bool, decay: float) -> tirx
         R = T.match_buffer(rate, (T.int64(1),), "float32")
         N = T.match_buffer(count, (T.int64(1),), "float32")
 
-        @T.inline
-        def update(i):
-            B[i] = T.float32(momentum) * B[i] + decayed(P, G, i)
-            if nesterov:
-                P[i] = P[i] - R[0] * (decayed(P, G, i) + T.float32(momentum) * B[i])
-            else:
-                P[i] = P[i] - R[0] * B[i]
-
+        update = T.meta_var(descend_with_momentum(P, B, G, R))
         for task in loop(T.int64(tasks)):
             entries(update, task)
 
@@ -100,6 +101,16 @@ def adam_update(size: int, beta1: float, beta2: float, epsilon: float, decay: fl
         """1 - beta^t: in float32 it would lose four digits at the first steps."""
         return T.float64(1) - T.pow(T.float64(beta), T.Cast("float64", N[0]))
 
+    def descend(P, M, V, G, scalars):
+        def update(i) -> None:
+            g = decayed(P, G, i)
+            T.buffer_store(M, M[i] + T.float32(1.0 - beta1) * (g - M[i]), [i])
+            T.buffer_store(V, T.float32(beta2) * V[i] + T.float32(1.0 - beta2) * g * g, [i])
+            root = T.sqrt(V[i]) * scalars[1] + T.float32(epsilon)
+            T.buffer_store(P, P[i] * scalars[2] - scalars[0] * M[i] / root, [i])
+
+        return update
+
     @T.prim_func(private=True)
     def kernel(p: T.handle, m: T.handle, v: T.handle, g: T.handle, rate: T.handle, count: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
@@ -114,13 +125,7 @@ def adam_update(size: int, beta1: float, beta2: float, epsilon: float, decay: fl
         scalars[1] = T.Cast("float32", T.float64(1) / T.sqrt(unbias(beta2, N)))
         scalars[2] = T.float32(1) - R[0] * T.float32(decay if decoupled else 0.0)
 
-        @T.inline
-        def update(i):
-            M[i] = M[i] + T.float32(1.0 - beta1) * (decayed(P, G, i) - M[i])
-            V[i] = T.float32(beta2) * V[i] + T.float32(1.0 - beta2) * decayed(P, G, i) * decayed(P, G, i)
-            root = T.meta_var(T.sqrt(V[i]) * scalars[1] + T.float32(epsilon))
-            P[i] = P[i] * scalars[2] - scalars[0] * M[i] / root
-
+        update = T.meta_var(descend(P, M, V, G, scalars))
         for task in loop(T.int64(tasks)):
             entries(update, task)
 
