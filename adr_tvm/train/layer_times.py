@@ -34,10 +34,10 @@ def gradient_module(call: relax.Call, reuse: LayerReuse | None, batch: int, inpu
     """
     register_all()
     geometry = ops.geometry_of(call)
-    shape = [batch, *[int(dim) for dim in call.args[0].ty.shape[1:]]]
+    shape = [batch, *[int(dim) for dim in list(call.args[0].ty.shape)[1:]]]
     x = relax.Var("x", relax.TensorType(shape, "float32"))
     w, bias = (relax.Var(name, arg.ty) for name, arg in zip(("w", "bias"), call.args[1:3], strict=True))
-    output = [batch, *[int(dim) for dim in call.ty.shape[1:]]]
+    output = [batch, *[int(dim) for dim in list(call.ty.shape)[1:]]]
     dy = relax.Var("dy", relax.TensorType(output, "float32"))
     parameters, forward = [x, w, bias, dy], relax.Call(call.op, [x, w, bias], call.attrs)
     if reuse is not None:
@@ -81,7 +81,7 @@ def time_layer(
         seed: of weights and output gradients.
     """
     rng = np.random.default_rng(seed)
-    shape = (len(x), *[int(dim) for dim in call.args[0].ty.shape[1:]])
+    shape = (len(x), *[int(dim) for dim in list(call.args[0].ty.shape)[1:]])
 
     def noise(type_: relax.TensorType, first: int | None = None) -> tvm.runtime.Tensor:
         dims = [int(d) for d in list(type_.shape)[first is not None :]]
