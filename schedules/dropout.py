@@ -51,7 +51,8 @@ def dropout(size: int, rate: float, stream: int) -> tirx.PrimFunc:
 
     def keep(X, Y, keys, start, lanes):
         place = T.Ramp(start, 1, lanes) if lanes > 1 else start
-        index = T.Cast(f"uint32x{lanes}" if lanes > 1 else "uint32", place)
+        index = T.Cast(f"int32x{lanes}" if lanes > 1 else "int32", place)
+        index = tirx.reinterpret(f"uint32x{lanes}" if lanes > 1 else "uint32", index)  # a ramp must not be unsigned
         bits = mixed(T.bind(mixed(T.bind(index ^ keys[0])) + keys[1]))
         x = T.bind(X[place])
         kept = tirx.Select(bits >= _u(threshold), x * T.float32(scale), tirx.const(0, x.ty.dtype))
