@@ -49,16 +49,17 @@ def gradient_module(call: relax.Call, reuse: LayerReuse | None, batch: int, inpu
             forward, reuse.setting, planes, thresholds, training=True, input_gradient=reuse.input_gradient
         )
     builder = relax.BlockBuilder()
-    with builder.function("main", parameters), builder.dataflow():
-        result = builder.emit(forward)
-        y, given = result, dy
-        if reuse is not None:
-            y = builder.emit(relax.TupleGetItem(result, 0))
-            others = [relax.op.zeros(relax.ShapeExpr(list(t.shape)), t.dtype) for t in result.ty.fields[1:]]
-            given = relax.Tuple([dy, *others])
-        gradients = forward.op.get_attr("FPrimalGradient")(result, forward, given, builder)
-        wanted = [*gradients[1:3], *(gradients[:1] if input_gradient else [])]
-        returned = builder.emit_output(relax.Tuple([y, *[builder.emit(g) for g in wanted]]))
+    with builder.function("main", parameters):
+        with builder.dataflow():
+            result = builder.emit(forward)
+            y, given = result, dy
+            if reuse is not None:
+                y = builder.emit(relax.TupleGetItem(result, 0))
+                others = [relax.op.zeros(relax.ShapeExpr(list(t.shape)), t.dtype) for t in result.ty.fields[1:]]
+                given = relax.Tuple([dy, *others])
+            gradients = forward.op.get_attr("FPrimalGradient")(result, forward, given, builder)
+            wanted = [*gradients[1:3], *(gradients[:1] if input_gradient else [])]
+            returned = builder.emit_output(relax.Tuple([y, *[builder.emit(g) for g in wanted]]))
         builder.emit_func_output(returned)
     return relax.transform.DeadCodeElimination()(builder.get())
 
