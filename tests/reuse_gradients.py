@@ -11,7 +11,6 @@ from tvm import relax
 
 from adr_tvm import ops
 from adr_tvm._tvm import cpu_target, tensor_type
-from adr_tvm.activation import Activation
 from adr_tvm.build import build_module
 from adr_tvm.gradients import register_all, reuse
 from adr_tvm.passes import pipeline
