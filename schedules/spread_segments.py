@@ -3,10 +3,10 @@
     dX[p, c] = sum over taps t of dC_s[id_s(o), l],   s L + l = c KH KW + t,   o the output pixel that reads p through t
 
 One task does 16 channels of an image, in two steps. First every entry (c, t) gets a map over the output pixels, zeros
-around it: the rows of 16 output pixels are transposed in registers, after which an entry of the segment is one vector to
-store. Then each vector of neighbouring pixels sums its taps' maps, in their order, at fixed distances
-(``gradient_layout``). Adding entries to channel maps as they come took five times as long: additions to overlapping
-vectors wait for each other's stores.
+around it: the rows of 16 output pixels are transposed in registers, after which an entry of the segment is one vector
+to store. Then each vector of neighbouring pixels sums its taps' maps, in their order, at fixed distances
+(``gradient_layout``). Adding entries to channel maps as they come took twice as long: additions to overlapping vectors
+wait for each other's stores.
 """
 
 from __future__ import annotations

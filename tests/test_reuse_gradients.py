@@ -22,7 +22,6 @@ from adr_tvm.activation import Activation
 from adr_tvm.build import build_module
 from adr_tvm.geometry import ConvGeometry, dense_geometry
 from adr_tvm.gradients import register_all
-from adr_tvm.passes import pipeline
 from adr_tvm.schedules import gradient_layout
 from adr_tvm.schedules.gradient_layout import GradientLayout
 from adr_tvm.schedules.register_tile import AVX512
@@ -186,7 +185,7 @@ def test_a_network_through_relax_gradient():
              if isinstance(b.value, relax.Call) and isinstance(b.value.op, tvm.ir.Op)]  # fmt: skip
     assert names.count("relax.adr.reuse_grad") == 2
     target = cpu_target()
-    machine = relax.VirtualMachine(build_module(pipeline.run(pipeline.lower(target), mod, target), target), tvm.cpu())
+    machine = relax.VirtualMachine(build_module(mod, target), tvm.cpu())
     x0 = sample_input(first, 3, seed=2)
     r0 = np.random.default_rng(3).standard_normal((3, 4, 3, 5)).astype(np.float32)
     _, gradients = machine["main_adjoint"](*(tvm.runtime.tensor(a) for a in (x0, *arrays, r0)))
