@@ -3,10 +3,10 @@
     dX[p, c] = sum over taps t of dC_s[id_s(o), l],   s L + l = c KH KW + t,   o the output pixel that reads p through t
 
 One task does 16 channels of an image, in two steps. First every entry (c, t) gets a map over the output pixels, zeros
-around it: the rows of 16 output pixels are transposed in registers, after which an entry of the segment is one vector to
-store. Then each vector of neighbouring pixels sums its taps' maps, in their order, at fixed distances
-(``gradient_layout``). Adding entries to channel maps as they come took five times as long: additions to overlapping
-vectors wait for each other's stores.
+around it: the rows of 16 output pixels are transposed in registers, after which an entry of the segment is one vector
+to store. Then each vector of neighbouring pixels sums its taps' maps, in their order, at fixed distances
+(``gradient_layout``). Adding entries to channel maps as they come took twice as long: additions to overlapping vectors
+wait for each other's stores.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CHANNELS = TILE
 @functools.cache
 def spread_segments(layout: GradientLayout) -> tirx.PrimFunc:
     """PrimFunc of ids int32 [U, S, G * OH * OW], dC float32 [U, S, capacity + 1, Lp] and dX float32 [B, H, W, C]."""
-    g, L, Lp, G, cap = layout.geometry, layout.L, layout.Lp, layout.images, layout.capacity
+    g, L, G, cap = layout.geometry, layout.L, layout.images, layout.capacity
     rows = Axis(g.H, g.OH, g.KH, g.strides[0], g.padding[0], g.dilation[0])
     columns = Axis(g.W, g.OW, g.KW, g.strides[1], g.padding[1], g.dilation[1])
     taps, pitch, blocks = g.KH * g.KW, columns.pitch, -(-g.C // CHANNELS)
@@ -33,11 +33,16 @@ def spread_segments(layout: GradientLayout) -> tirx.PrimFunc:
     size = -(-max(rows.pitch * pitch, groups * TILE) // TILE) * TILE  # of a map and the zeros after it
     whole = g.C % CHANNELS == 0
 
+    def store_entries(dc, maps, places, u, s, group, row, chunk, count):
+        vectors = [T.bind(dc[u, s, places[group * TILE + q], lanes(chunk * TILE)]) for q in range(TILE)]
+        for l, entry in enumerate(transpose_tile(vectors)[:count]):
+            T.buffer_store(maps, entry, [lanes((row + chunk * TILE + l) * size + group * TILE)])
+
     def store_group(dc, maps, places, u, s, group, row):
-        for chunk in range(0, Lp, TILE):
-            vectors = [T.bind(dc[u, s, places[group * TILE + q], lanes(chunk)]) for q in range(TILE)]
-            for l, entry in enumerate(transpose_tile(vectors)[: L - chunk]):
-                T.buffer_store(maps, entry, [lanes((row + chunk + l) * size + group * TILE)])
+        with T.serial(L // TILE) as chunk:
+            store_entries(dc, maps, places, u, s, group, row, chunk, TILE)
+        if L % TILE:
+            store_entries(dc, maps, places, u, s, group, row, L // TILE, L % TILE)
 
     def sum_taps(maps, tile, fy, fx, a, first, c):
         total = splat(T.float32(0))
@@ -49,16 +54,17 @@ def spread_segments(layout: GradientLayout) -> tirx.PrimFunc:
 
     def store_pixels(dx, tile, image, y, x, block):
         """16 columns ``SW`` apart, the first at x."""
-        channels = transpose_tile([T.bind(tile[c, lanes()]) for c in range(CHANNELS)])
-        for q, pixel in enumerate(channels):
+        if whole:
+            channels = transpose_tile([T.bind(tile[c, lanes()]) for c in range(CHANNELS)])
+            for q, pixel in enumerate(channels):
+                column = x + q * columns.stride
+                with T.If(T.And(column >= 0, column < g.W)), T.Then():
+                    T.buffer_store(dx, pixel, [image, y, column, lanes(block * CHANNELS)])
+            return
+        with T.serial(TILE) as q, T.serial(T.min(CHANNELS, g.C - block * CHANNELS)) as c:
             column = x + q * columns.stride
             with T.If(T.And(column >= 0, column < g.W)), T.Then():
-                if whole:
-                    T.buffer_store(dx, pixel, [image, y, column, lanes(block * CHANNELS)])
-                    continue
-                for c in range(CHANNELS):
-                    with T.If(block * CHANNELS + c < g.C), T.Then():
-                        T.buffer_store(dx, T.Shuffle([pixel], [c]), [image, y, column, block * CHANNELS + c])
+                T.buffer_store(dx, tile[c, q], [image, y, column, block * CHANNELS + c])
 
     def clear_after(maps, row):
         with T.serial(size // TILE - groups) as i:

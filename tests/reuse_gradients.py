@@ -11,10 +11,8 @@ from tvm import relax
 
 from adr_tvm import ops
 from adr_tvm._tvm import cpu_target, tensor_type
-from adr_tvm.activation import Activation
 from adr_tvm.build import build_module
 from adr_tvm.gradients import register_all, reuse
-from adr_tvm.passes import pipeline
 from adr_tvm.reference_gradients import activation_gradient, reuse_conv2d_gradients
 from adr_tvm.reference_ids import units_of
 
@@ -60,7 +58,7 @@ def _machine(layer: Layer, input_gradient: str, batch: int) -> relax.VirtualMach
         y, ids = (bb.emit(relax.TupleGetItem(result, i)) for i in (0, 2))
         bb.emit_func_output(relax.Tuple([y, ids, *gradients[:3]]))
     target = cpu_target(layer.mcpu)
-    return relax.VirtualMachine(build_module(pipeline.run(pipeline.lower(target), bb.get(), target), target), tvm.cpu())
+    return relax.VirtualMachine(build_module(bb.get(), target), tvm.cpu())
 
 
 def run(

@@ -1,4 +1,4 @@
-"""Backward kernels of reused layers against the reference, given the kernels' own ids (``docs/algorithm.md``, Backward)."""
+"""Backward kernels of reused layers against the reference, given the kernels' own ids."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from adr_tvm.activation import Activation
 from adr_tvm.build import build_module
 from adr_tvm.geometry import ConvGeometry, dense_geometry
 from adr_tvm.gradients import register_all
-from adr_tvm.passes import pipeline
 from adr_tvm.schedules import gradient_layout
 from adr_tvm.schedules.gradient_layout import GradientLayout
 from adr_tvm.schedules.register_tile import AVX512
@@ -32,24 +31,18 @@ PIXEL = ReuseSetting("pixel", L=8, H=4)
 SEGMENT = ReuseSetting("segment", L=10, H=4)
 ROW = ReuseSetting("row", H=4)
 WIDE = ConvGeometry(6, 7, 40, 3, 3, 70, padding=(1, 1, 1, 1))
+SHARED = ConvGeometry(9, 7, 20, 2, 2, 70, padding=(1, 0, 0, 1))
 
 
 @pytest.mark.parametrize(
     ("geometry", "setting", "scope"),
     [
-        ("3x3", PIXEL, "batch"),
-        ("1x1_stride2", PIXEL, "image"),
         ("stride_over_kernel", PIXEL, "batch"),
-        ("5x5_stride2", PIXEL, "image"),
         ("asymmetric", PIXEL, "batch"),
         ("dilation2", PIXEL, "image"),
         ("wide_padding", PIXEL, "batch"),
-        ("3x3", SEGMENT, "image"),
-        ("5x5_stride2", SEGMENT, "batch"),
+        ("5x5_stride2", SEGMENT, "image"),
         ("asymmetric", SEGMENT, "batch"),
-        ("dilation2", SEGMENT, "image"),
-        ("wide_padding", SEGMENT, "batch"),
-        ("3x3", ROW, "batch"),
         ("asymmetric", ROW, "image"),
     ],
 )
@@ -70,9 +63,8 @@ def test_several_blocks_of_channels_lengths_and_activations(setting, activation)
     check(Layer(WIDE, setting, activation))
 
 
-@pytest.mark.parametrize("granularity", ["pixel", "segment"])
-def test_exact(granularity):
-    check(Layer(GEOMETRIES["3x3"], ReuseSetting(granularity, L=8, hash="exact", scope="batch"), Activation.relu()))
+def test_exact():
+    check(Layer(GEOMETRIES["3x3"], ReuseSetting("pixel", L=8, hash="exact", scope="batch"), Activation.relu()))
 
 
 @pytest.mark.parametrize(("rank", "setting"), [(2, PIXEL), (3, replace(SEGMENT, scope="batch"))])
@@ -80,19 +72,17 @@ def test_dense_layers(rank, setting):
     check(Layer(dense_geometry(1 if rank == 2 else 5, 37, 21), setting, Activation.relu(), rank=rank), batch=6)
 
 
-@pytest.mark.parametrize("setting", [replace(PIXEL, scope="batch"), replace(SEGMENT, scope="batch")])
-def test_straight_through(setting):
-    check(Layer(GEOMETRIES["asymmetric"], setting, Activation.relu()), "straight-through")
+def test_straight_through():
+    check(Layer(GEOMETRIES["asymmetric"], replace(PIXEL, scope="batch"), Activation.relu()), "straight-through")
 
 
-@pytest.mark.parametrize("scope", ["image", "batch"])
-def test_blocks_that_hold_bands_of_an_image(scope, monkeypatch):
+def test_blocks_that_hold_bands_of_an_image(monkeypatch):
     """Bands of few rows, with strides and padding, as large images have them."""
     monkeypatch.setattr(gradient_layout, "BLOCK_BYTES", 4000)
-    g = ConvGeometry(19, 10, 9, 3, 2, 20, strides=(2, 1), padding=(2, 0, 1, 1))
-    layout = GradientLayout(g, replace(PIXEL, scope=scope), 3, AVX512)
-    assert layout.bands > 2 and layout.unit_chunks > layout.bands or scope == "image"
-    check(Layer(g, replace(PIXEL, scope=scope), Activation.relu()))
+    g, setting = ConvGeometry(19, 10, 9, 3, 2, 20, strides=(2, 1), padding=(2, 0, 1, 1)), replace(PIXEL, scope="batch")
+    layout = GradientLayout(g, setting, 3, AVX512)
+    assert layout.bands > 2 and layout.unit_chunks > layout.bands
+    check(Layer(g, setting, Activation.relu()))
 
 
 def test_vectors_of_eight():
@@ -104,7 +94,7 @@ def test_vectors_of_eight():
 
 
 def test_fewer_bits_than_compiled():
-    layer = Layer(GEOMETRIES["3x3"], replace(PIXEL, scope="batch"), Activation.relu())
+    layer = Layer(GEOMETRIES["3x3"], replace(PIXEL, scope="batch"))
     tensors = sample_tensors(layer)
     off = tensors.thresholds.copy()
     off[:, 2:] = np.inf
@@ -131,9 +121,9 @@ def _digest() -> str:
     """SHA-256 of the gradients of layers that several tasks share."""
     found = hashlib.sha256()
     for setting in (replace(PIXEL, scope="batch"), SEGMENT):
-        layer = Layer(WIDE, setting, Activation.relu())
-        dy = np.random.default_rng(1).standard_normal((3, WIDE.OH, WIDE.OW, WIDE.M)).astype(np.float32)
-        for array in run(layer, sample_tensors(layer), sample_input(WIDE, 3), dy):
+        layer, g = Layer(SHARED, setting, Activation.relu()), SHARED
+        dy = np.random.default_rng(1).standard_normal((3, g.OH, g.OW, g.M)).astype(np.float32)
+        for array in run(layer, sample_tensors(layer), sample_input(g, 3), dy):
             found.update(array.tobytes())
     return found.hexdigest()
 
@@ -195,7 +185,7 @@ def test_a_network_through_relax_gradient():
              if isinstance(b.value, relax.Call) and isinstance(b.value.op, tvm.ir.Op)]  # fmt: skip
     assert names.count("relax.adr.reuse_grad") == 2
     target = cpu_target()
-    machine = relax.VirtualMachine(build_module(pipeline.run(pipeline.lower(target), mod, target), target), tvm.cpu())
+    machine = relax.VirtualMachine(build_module(mod, target), tvm.cpu())
     x0 = sample_input(first, 3, seed=2)
     r0 = np.random.default_rng(3).standard_normal((3, 4, 3, 5)).astype(np.float32)
     _, gradients = machine["main_adjoint"](*(tvm.runtime.tensor(a) for a in (x0, *arrays, r0)))
