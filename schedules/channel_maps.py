@@ -117,6 +117,8 @@ def fill_maps(layout: ChannelMaps):
                     else:
                         for x in range(W):
                             for c in range(count):
-                                maps[start + T.cast(c, "int64") * step + layout.place(y, x)] = X[image, y, x, channel + c]
+                                maps[start + T.cast(c, "int64") * step + layout.place(y, x)] = X[
+                                    image, y, x, channel + c
+                                ]
 
     return inline

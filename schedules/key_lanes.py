@@ -71,4 +71,3 @@ class KeyLanes:
             key = T.bind(key | T.Select(bit, splat(T.int32(1 << h)), splat(T.int32(0))))
         key = T.Select(self.largest == splat(T.int32(0)), splat(T.int32(1 << self.H)), key)
         return T.bind(T.Select(self.largest >= splat(T.int32(INFINITY_BITS)), splat(T.int32(NON_FINITE)), key))
-

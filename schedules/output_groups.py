@@ -84,5 +84,8 @@ class OutputGroups:
         if SW == 1:
             return maps[lanes(place)]
         if SW == 2:
-            return T.Shuffle([maps[lanes(place)], maps[lanes(place + (TILE - 1))]], [2 * j if 2 * j < TILE else 2 * j + 1 for j in range(TILE)])
+            return T.Shuffle(
+                [maps[lanes(place)], maps[lanes(place + (TILE - 1))]],
+                [2 * j if 2 * j < TILE else 2 * j + 1 for j in range(TILE)],
+            )
         return T.Shuffle([maps[place + j * SW] for j in range(TILE)], list(range(TILE)))

@@ -18,9 +18,7 @@ AT_ONCE = 12  # bits whose sums for both groups fit the registers
 MAGNITUDE = 0x7FFFFFFF
 
 
-def pair_keys(
-    planes, thresholds, s, H: int, length, load: Callable[[Any], list[Any]]
-) -> tuple[list[Any], Any]:
+def pair_keys(planes, thresholds, s, H: int, length, load: Callable[[Any], list[Any]]) -> tuple[list[Any], Any]:
     """Emit the hash of 32 vectors.
 
     Args:

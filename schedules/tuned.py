@@ -15,8 +15,12 @@ from adr_tvm.geometry import ConvGeometry
 from adr_tvm.schedules.conv_schedule import THREADS, ConvSchedule, default_conv_schedule
 from adr_tvm.schedules.processor import fetches_ahead
 from adr_tvm.schedules.register_tile import isa_of
+<<<<<<< HEAD
 from adr_tvm.schedules.reuse_schedule import ReuseSchedule, default_reuse_schedule
 from adr_tvm.schedules.weight_gradient_schedule import WeightGradientSchedule, default_weight_gradient_schedule
+=======
+from adr_tvm.schedules.reuse_schedule import BATCH_BANDS, ReuseSchedule, default_reuse_schedule, is_long
+>>>>>>> segment
 from adr_tvm.settings import ReuseSetting
 
 
@@ -77,7 +81,10 @@ def reuse_schedule(target: Target, geometry: ConvGeometry, setting: ReuseSetting
         batch: images in a call; None where it is known only then.
     """
     tuned = _tuned(target, KernelShape("reuse", geometry, batch, replace(setting, max_clusters=None)))
-    return default_reuse_schedule(isa_of(target), geometry, setting) if tuned is None else tuned
+    if tuned is not None:
+        return tuned
+    threads = (target_threads(target) or BATCH_BANDS) if is_long(setting) else THREADS
+    return default_reuse_schedule(isa_of(target), geometry, setting, threads=threads)
 
 
 def weight_gradient_schedule(target: Target, geometry: ConvGeometry, batch: int) -> WeightGradientSchedule:

@@ -6,6 +6,7 @@ the input's where nothing before the layer is trained.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 
@@ -94,7 +95,7 @@ def time_layer(
     for each, arguments in ((None, data), (reuse, [*data, *tables])):
         library = build_module(gradient_module(call, each, len(x), input_gradient), target)
         main = relax.VirtualMachine(library, tvm.cpu())["main"]
-        runs.append(lambda main=main, arguments=arguments: main(*arguments))
+        runs.append(functools.partial(main, *arguments))
     times: list[list[float]] = [[], []]
     for turn in range(-1, TURNS):
         for run, kept in zip(runs, times, strict=True):

@@ -88,13 +88,15 @@ class TrainingNetwork:
             for each in find_candidates(func, "main", CandidateRules())
             if each.geometry is not None or each.call.op.name == ops.GROUPED_CONV2D
         ]
-        names = [None if origin is None else origin.initializer for origin in trace(self.checked, target)]
+        origins: list[str | None] = [
+            None if origin is None else origin.initializer for origin in trace(self.checked, target)
+        ]
         self.parameters: dict[str, np.ndarray] = {
-            name: place.value for name, place in zip(names, places(func), strict=True) if name is not None
+            name: place.value for name, place in zip(origins, places(func), strict=True) if name is not None
         }
         if not self.parameters:
             raise ModelError(f"{path}: has no weights that can be trained")
-        self.mod: tvm.IRModule = LiftParameters(names)(canonical)
+        self.mod: tvm.IRModule = LiftParameters(origins)(canonical)
 
     @property
     def candidates(self) -> dict[str, ConvGeometry]:

@@ -75,9 +75,9 @@ class TrainingState:
         for path, now in expected.items():
             if path.startswith("planes/"):
                 continue
-            value = arrays.get(path)
-            if value is None or value.shape != now.shape:
-                found = "nothing" if value is None else f"shape {list(value.shape)}"
+            given = arrays.get(path)
+            if given is None or given.shape != now.shape:
+                found = "nothing" if given is None else f"shape {list(given.shape)}"
                 raise DataError(
                     f"{path}: {found} where {list(now.shape)} is expected: it is of another network or optimizer"
                 )
