@@ -15,12 +15,8 @@ from adr_tvm.geometry import ConvGeometry
 from adr_tvm.schedules.conv_schedule import THREADS, ConvSchedule, default_conv_schedule
 from adr_tvm.schedules.processor import fetches_ahead
 from adr_tvm.schedules.register_tile import isa_of
-<<<<<<< HEAD
-from adr_tvm.schedules.reuse_schedule import ReuseSchedule, default_reuse_schedule
-from adr_tvm.schedules.weight_gradient_schedule import WeightGradientSchedule, default_weight_gradient_schedule
-=======
 from adr_tvm.schedules.reuse_schedule import BATCH_BANDS, ReuseSchedule, default_reuse_schedule, is_long
->>>>>>> segment
+from adr_tvm.schedules.weight_gradient_schedule import WeightGradientSchedule, default_weight_gradient_schedule
 from adr_tvm.settings import ReuseSetting
 
 
