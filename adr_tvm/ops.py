@@ -19,7 +19,7 @@ the centroids as the clustering kernels write them; attribute ``input_gradient``
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tvm
@@ -155,7 +155,7 @@ def dense(
     )
 
 
-Tensor = np.ndarray | relax.Expr
+Tensor: TypeAlias = "np.ndarray | relax.Expr"
 
 
 def with_reuse(

@@ -1,7 +1,7 @@
-"""NumPy reference of the reused backward pass with frozen ids: the oracle of its kernels (``docs/algorithm.md``, Backward).
+"""NumPy reference of the reused backward pass with frozen ids: the oracle of its kernels.
 
-With ids frozen the forward pass is linear in the input: x_hat = A x, where A replaces every neuron vector by the mean of
-its cluster, and z = rows(x_hat) W + bias. So
+Clauses B1 to B7 of ``docs/algorithm.md``. With ids frozen the forward pass is linear in the input: x_hat = A x, where A
+replaces every neuron vector by the mean of its cluster, and z = rows(x_hat) W + bias. So
 
     dW = rows(x_hat)^T dZ,   dX_hat = col2im(dZ W^T),   dX = A^T dX_hat (averaged) or dX_hat (straight-through),
 
@@ -58,7 +58,7 @@ def reuse_conv2d_gradients(
     ids: np.ndarray,
     input_gradient: str = "averaged",
 ) -> ReuseGradients:
-    """Gradients of sum(dz * z) for the reused layer with given ids (clauses B1 to B6).
+    """Gradients of sum(dz * z) for the reused layer with given ids (clauses B1 to B7).
 
     Args:
         x: [B, H, W, C].

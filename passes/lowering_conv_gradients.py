@@ -5,13 +5,20 @@ from __future__ import annotations
 from tvm import relax, te, tirx
 from tvm.target import Target
 
+from adr_tvm._tvm import tensor_type
 from adr_tvm.geometry import ConvGeometry
+from adr_tvm.schedules.input_gradient import input_gradient, pack_phase_weights, packed_floats, phases
+from adr_tvm.schedules.tuned import conv_schedule, weight_gradient_schedule
+from adr_tvm.schedules.weight_gradient import weight_gradient
 
 
 def lower_weight_grad(
     bb: relax.BlockBuilder, call: relax.Call, batch: int, geometry: ConvGeometry, groups: int, target: Target
 ) -> relax.Expr:
     """The lowered form of ``adr.conv2d_weight_grad``."""
+    if groups == 1:
+        func = weight_gradient(geometry, batch, weight_gradient_schedule(target, geometry, batch))
+        return relax.call_tir(bb.add_func(func, "adr_weight_gradient"), list(call.args), call.ty)
     return bb.call_te(
         lambda a, b: te_weight_gradient(a, b, geometry, groups), *call.args, primfunc_name_hint="adr_weight_gradient"
     )
@@ -21,6 +28,15 @@ def lower_input_grad(
     bb: relax.BlockBuilder, call: relax.Call, batch: int, geometry: ConvGeometry, groups: int, target: Target
 ) -> relax.Expr:
     """The lowered form of ``adr.conv2d_input_grad``."""
+    if groups == 1:
+        parts = [phase.geometry for phase in phases(geometry)]
+        schedules = tuple(None if part is None else conv_schedule(target, part, batch) for part in parts)
+        widths = tuple(1 if schedule is None else schedule.tile.NR for schedule in schedules)
+        size = sum(packed_floats(phase, NR) for phase, NR in zip(phases(geometry), widths, strict=True))
+        pack = bb.add_func(pack_phase_weights(geometry, widths), "adr_pack_phase_weights")
+        packed = bb.emit(relax.call_tir(pack, [call.args[1]], tensor_type([size])))
+        func = bb.add_func(input_gradient(geometry, batch, schedules), "adr_input_gradient")
+        return relax.call_tir(func, [call.args[0], packed], call.ty)
     return bb.call_te(
         lambda a, b: te_input_gradient(a, b, geometry, groups), *call.args, primfunc_name_hint="adr_input_gradient"
     )

@@ -164,13 +164,13 @@ def cluster_gradients(layout: GradientLayout, averaged: bool) -> tirx.PrimFunc:
 
     Returns:
         PrimFunc of dz float32 [B, OH, OW, M], starts and members of ``member_lists``, centroids float32
-        [U, S, rows, entries] of the clustering kernels, then, if ``averaged``, the weights of ``transpose_weights``; the
-        outputs are dw float32 [parts, blocks, S, taps, L, channels] and, if ``averaged``, dc float32
+        [U, S, rows, entries] of the clustering kernels, then, if ``averaged``, the weights of ``transpose_weights``.
+        Outputs: dw float32 [parts, blocks, S, taps, L, channels] and, if ``averaged``, dc float32
         [groups, owners, S, capacity, Lp], not yet divided by n_c. They are summed by ``gradient_sums``.
     """
     g, S, L, Lp, cap, taps = layout.geometry, layout.segments, layout.L, layout.Lp, layout.capacity, layout.taps
     NB, blocks, parts, groups, U = layout.channels, layout.blocks, layout.parts, layout.groups, layout.units
-    chunks, per_unit, lanes, vectors = layout.chunks, layout.unit_chunks, layout.isa.lanes, layout.vectors
+    chunks, per_unit, lanes = layout.chunks, layout.unit_chunks, layout.isa.lanes
     emit, copy_block = _Sums(layout), _copy_block(layout)
     CB, B = emit.rows, layout.batch
     stored = (cap, g.K) if layout.setting.granularity == "row" else (cap + SPARE_CENTROIDS, Lp)

@@ -35,11 +35,14 @@ class Destination:
         channels: of Y; None: those of the convolution.
         offset: of the first channel of the result in Y.
         residual: whether a tensor of the result's shape is added before the activation.
+        strides, origin: pixel (y, x) of the result is pixel (y, x) * strides + origin of Y.
     """
 
     channels: int | None = None
     offset: int = 0
     residual: bool = False
+    strides: tuple[int, int] = (1, 1)
+    origin: tuple[int, int] = (0, 0)
 
 
 def pieces(count: int, lanes: int) -> list[tuple[int, int]]:
@@ -73,7 +76,7 @@ def conv_task(
     direct, whole_rows = gather is None and reads_directly(geometry), count == 1 and geometry.dilation[1] == 1
     runs, units = copy_runs(geometry), copy_units(geometry, steps)
     act = activation_expr(activation)
-    residual, offset = to.residual, to.offset
+    residual, offset, (YS, XS), (Y0, X0) = to.residual, to.offset, to.strides, to.origin
 
     @T.inline
     def pack_image(X, A, first, i, step, end):
@@ -121,7 +124,7 @@ def conv_task(
         value = acc.entries(i, start, count) + bias[across(m, count)]
         if residual:
             value = value + R[image, y, x, across(m, count)]
-        T.buffer_store(Y, act(value), [image, y, x, across(offset + m, count)])
+        T.buffer_store(Y, act(value), [image, y * YS + Y0, x * XS + X0, across(offset + m, count)])
 
     def write_full(acc, i, bias, R, Y, row, block):
         for v in range(vectors):

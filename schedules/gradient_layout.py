@@ -5,8 +5,8 @@ im2col rows (``segment``, ``row``). Tap (ky, kx) of position (y, x) reads dZ at
 
     oy = a - b,   a = (y + PT) div SH,   b = (ky DH) div SH,   if (y + PT) mod SH = (ky DH) mod SH,
 
-and likewise in x: a *phase* of positions meets only the taps of the same remainders, each at a fixed distance. dZ of some
-images (or of a band of one image) and some channels is copied with zeros around it, so no distance needs a test.
+and likewise in x: a *phase* of positions meets only the taps of the same remainders, each at a fixed distance. dZ of
+some images (or of a band of one image) and some channels is copied with zeros around it, so no distance needs a test.
 
 Everything follows from shapes, so sums have the same order at any number of threads (``docs/algorithm.md``, clause B8).
 """
@@ -211,7 +211,7 @@ class GradientLayout:
 
     @cached_property
     def vectors(self) -> int:
-        """Vectors of output channels in a block: as few as keep the processor busy, for the block of dZ is then small."""
+        """Vectors of output channels in a block: as few as keep the processor busy, so that dZ's block is small."""
         least = min((len(phase.taps) for phase in self.phases if phase.taps), default=1)
         return max(1, min(-(-IN_FLIGHT // least), MAX_VECTORS, -(-self.geometry.M // self.isa.lanes)))
 
@@ -352,8 +352,8 @@ class GradientLayout:
 
     @property
     def centroids_shape(self) -> tuple[int, ...]:
-        """Of the centroids' gradient."""
-        return self.units, self.segments, self.capacity, self.Lp
+        """Of the centroids' gradient; the last row is zeros, for positions in no cluster."""
+        return self.units, self.segments, self.capacity + 1, self.Lp
 
 
 def int64(*dims: int) -> tuple[tirx.IntImm, ...]:

@@ -80,7 +80,10 @@ def sum_weight_gradient(layout: GradientLayout) -> tirx.PrimFunc:
 
 @functools.cache
 def centroid_gradient(layout: GradientLayout) -> tirx.PrimFunc:
-    """PrimFunc of starts, the parts of dC and dC float32 [U, S, capacity, Lp]; rows of no cluster are not written."""
+    """PrimFunc of starts, the parts of dC and dC float32 [U, S, capacity + 1, Lp].
+
+    Rows of no cluster are not written, but for the last: zeros.
+    """
     U, S, cap, Lp, lanes = layout.units, layout.segments, layout.capacity, layout.Lp, layout.isa.lanes
     per_unit, phases = layout.unit_chunks, len(layout.phases)
 
@@ -113,5 +116,7 @@ def centroid_gradient(layout: GradientLayout) -> tirx.PrimFunc:
                         size[0] = size[0] + (starts[chunk, s, f * cap + c + 1] - starts[chunk, s, f * cap + c])
                 if size[0] > 0:
                     divide(sums, dc, u, s, c, size)
+            for l in range(Lp):
+                dc[u, s, cap, l] = T.float32(0)
 
     return kernel

@@ -15,6 +15,7 @@ from adr_tvm.geometry import ConvGeometry
 from adr_tvm.schedules.conv_schedule import THREADS, ConvSchedule, default_conv_schedule
 from adr_tvm.schedules.register_tile import isa_of
 from adr_tvm.schedules.reuse_schedule import ReuseSchedule, default_reuse_schedule
+from adr_tvm.schedules.weight_gradient_schedule import WeightGradientSchedule, default_weight_gradient_schedule
 from adr_tvm.settings import ReuseSetting
 
 
@@ -75,6 +76,12 @@ def reuse_schedule(target: Target, geometry: ConvGeometry, setting: ReuseSetting
     """
     tuned = _tuned(target, KernelShape("reuse", geometry, batch, replace(setting, max_clusters=None)))
     return default_reuse_schedule(isa_of(target), geometry, setting) if tuned is None else tuned
+
+
+def weight_gradient_schedule(target: Target, geometry: ConvGeometry, batch: int) -> WeightGradientSchedule:
+    """The schedule of the gradient of a convolution's or dense layer's weights."""
+    tuned = _tuned(target, KernelShape("weight_gradient", geometry, batch))
+    return default_weight_gradient_schedule(isa_of(target), geometry, batch) if tuned is None else tuned
 
 
 def _tuned(target: Target, kernel: KernelShape) -> Any | None:

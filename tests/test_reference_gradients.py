@@ -134,7 +134,7 @@ def test_activation_gradient_is_told_from_the_output(activation, expected):
 @pytest.mark.parametrize(("dz", "mode"), [((2, 4, 4, 3), "averaged"), ((1, 4, 4, 3), "exact")])
 def test_wrong_arguments_are_refused(dz, mode):
     g, setting = ConvGeometry(4, 4, 6, 1, 1, 3), SETTINGS["pixel"]
-    with pytest.raises(ValueError, match="dz is|input_gradient"):
+    with pytest.raises(ValueError, match=r"dz is|input_gradient"):
         reuse_conv2d_gradients(
             np.zeros((1, 4, 4, 6)), np.zeros((1, 1, 6, 3)), np.zeros(dz), g, setting, np.zeros((1, 1, 2, 4, 4)), mode
         )

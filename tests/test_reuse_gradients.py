@@ -2,125 +2,199 @@
 
 from __future__ import annotations
 
-import functools
+import hashlib
 import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tvm
+from kernel_harness import GEOMETRIES, Layer, sample_input, sample_tensors
+from reuse_gradients import check, run
 from tvm import relax
 
 from adr_tvm import ops
-from adr_tvm._tvm import cpu_target, tensor_type
+from adr_tvm._tvm import cpu_features, cpu_target, tensor_type
 from adr_tvm.activation import Activation
 from adr_tvm.build import build_module
-from adr_tvm.geometry import ConvGeometry
-from adr_tvm.gradients import register_all, reuse
-from adr_tvm.passes import pipeline
-from adr_tvm.reference_gradients import activation_gradient, reuse_conv2d_gradients
-from adr_tvm.reference_ids import units_of
+from adr_tvm.geometry import ConvGeometry, dense_geometry
+from adr_tvm.gradients import register_all
+from adr_tvm.schedules import gradient_layout
+from adr_tvm.schedules.gradient_layout import GradientLayout
+from adr_tvm.schedules.register_tile import AVX512
 from adr_tvm.settings import ReuseSetting
-from tests.kernel_harness import GEOMETRIES, Layer, Tensors, close, sample_input, sample_tensors
 
-BATCH = 3
-
-
-@functools.cache
-def _machine(layer: Layer, input_gradient: str, batch: int, mcpu: str | None = None) -> relax.VirtualMachine:
-    """``main(x, w, bias, planes, thresholds, dy)`` -> (y, ids, dx, dw, dbias)."""
-    register_all()
-    g, setting = layer.geometry, layer.setting
-    S, L = g.segments(setting), g.vector_length(setting)
-    dense = layer.rank < 4
-    shapes = {
-        "x": {2: [batch, g.C], 3: [batch, g.H, g.C], 4: [batch, g.H, g.W, g.C]}[layer.rank],
-        "w": [g.C, g.M] if dense else [g.KH, g.KW, g.C, g.M],
-        "bias": [g.M],
-        "planes": [1, 1, 1] if setting.hash == "exact" else [S, L, setting.H],
-        "thresholds": [1, 1] if setting.hash == "exact" else [S, setting.H],
-    }
-    shapes["dy"] = [*shapes["x"][:-1], g.M] if dense else [batch, g.OH, g.OW, g.M]
-    variables = {name: relax.Var(name, tensor_type(shape)) for name, shape in shapes.items()}
-    x, w, bias, planes, thresholds, dy = variables.values()
-    bb = relax.BlockBuilder()
-    with bb.function("main", list(variables.values())):
-        if dense:
-            call = ops.dense(x, w, bias, name="layer", activation=layer.activation)
-        else:
-            call = ops.conv2d(
-                x,
-                w,
-                bias,
-                name="layer",
-                strides=g.strides,
-                padding=g.padding,
-                dilation=g.dilation,
-                activation=layer.activation,
-            )
-        call = ops.with_reuse(call, setting, planes, thresholds, training=True, input_gradient=input_gradient)
-        result = bb.emit(call)
-        others = [bb.emit(relax.op.zeros(t.shape, t.dtype)) for t in result.ty.fields[1:]]
-        gradients = reuse._gradient(result, call, relax.Tuple([dy, *others]), bb)
-        y, ids = (bb.emit(relax.TupleGetItem(result, i)) for i in (0, 2))
-        bb.emit_func_output(relax.Tuple([y, ids, *gradients[:3]]))
-    target = cpu_target(mcpu)
-    return relax.VirtualMachine(build_module(pipeline.run(pipeline.lower(target), bb.get(), target), target), tvm.cpu())
+PIXEL = ReuseSetting("pixel", L=8, H=4)
+SEGMENT = ReuseSetting("segment", L=10, H=4)
+ROW = ReuseSetting("row", H=4)
+WIDE = ConvGeometry(6, 7, 40, 3, 3, 70, padding=(1, 1, 1, 1))
+SHARED = ConvGeometry(9, 7, 20, 2, 2, 70, padding=(1, 0, 0, 1))
 
 
-def run(layer: Layer, tensors: Tensors, x: np.ndarray, dy: np.ndarray, input_gradient: str = "averaged"):
-    """y, ids and gradients of the kernels; x and dy in four dimensions."""
-    g, dense = layer.geometry, layer.rank < 4
-    hashing = [tensors.planes, tensors.thresholds]
-    if layer.setting.hash == "exact":
-        hashing = [np.zeros((1, 1, 1), np.float32), np.zeros((1, 1), np.float32)]
-    arrays = [
-        x.reshape({2: (len(x), g.C), 3: (len(x), g.H, g.C), 4: x.shape}[layer.rank]),
-        tensors.w.reshape(g.C, g.M) if dense else tensors.w,
-        tensors.bias,
-        *hashing,
-        dy.reshape({2: (len(x), g.M), 3: (len(x), g.H, g.M), 4: dy.shape}[layer.rank]),
+@pytest.mark.parametrize(
+    ("geometry", "setting", "scope"),
+    [
+        ("stride_over_kernel", PIXEL, "batch"),
+        ("asymmetric", PIXEL, "batch"),
+        ("dilation2", PIXEL, "image"),
+        ("wide_padding", PIXEL, "batch"),
+        ("5x5_stride2", SEGMENT, "image"),
+        ("asymmetric", SEGMENT, "batch"),
+        ("asymmetric", ROW, "image"),
+    ],
+)
+def test_geometries(geometry, setting, scope):
+    check(Layer(GEOMETRIES[geometry], replace(setting, scope=scope), Activation.relu()))
+
+
+@pytest.mark.parametrize(
+    ("setting", "activation"),
+    [
+        (replace(PIXEL, L=20, scope="batch"), Activation("leaky_relu", slope=0.25)),
+        (replace(PIXEL, L=16, H=13, hash="gaussian", scope="batch", table="bfloat16"), Activation.relu6()),
+        (replace(SEGMENT, L=37, scope="batch"), Activation()),
+        (replace(ROW, scope="batch"), Activation("leaky_relu", slope=0.1)),
+    ],
+)
+def test_several_blocks_of_channels_lengths_and_activations(setting, activation):
+    check(Layer(WIDE, setting, activation))
+
+
+def test_exact():
+    check(Layer(GEOMETRIES["3x3"], ReuseSetting("pixel", L=8, hash="exact", scope="batch"), Activation.relu()))
+
+
+@pytest.mark.parametrize(("rank", "setting"), [(2, PIXEL), (3, replace(SEGMENT, scope="batch"))])
+def test_dense_layers(rank, setting):
+    check(Layer(dense_geometry(1 if rank == 2 else 5, 37, 21), setting, Activation.relu(), rank=rank), batch=6)
+
+
+def test_straight_through():
+    check(Layer(GEOMETRIES["asymmetric"], replace(PIXEL, scope="batch"), Activation.relu()), "straight-through")
+
+
+def test_blocks_that_hold_bands_of_an_image(monkeypatch):
+    """Bands of few rows, with strides and padding, as large images have them."""
+    monkeypatch.setattr(gradient_layout, "BLOCK_BYTES", 4000)
+    g, setting = ConvGeometry(19, 10, 9, 3, 2, 20, strides=(2, 1), padding=(2, 0, 1, 1)), replace(PIXEL, scope="batch")
+    layout = GradientLayout(g, setting, 3, AVX512)
+    assert layout.bands > 2 and layout.unit_chunks > layout.bands
+    check(Layer(g, setting, Activation.relu()))
+
+
+def test_vectors_of_eight():
+    """AVX2 has half the lanes and half the registers: other blocks, and taps in two goes."""
+    if "avx2" not in cpu_features(cpu_target()):
+        pytest.skip("no AVX2 here")
+    g = ConvGeometry(6, 5, 19, 5, 5, 21, padding=(2, 2, 2, 2))
+    check(Layer(g, replace(PIXEL, L=16, scope="batch"), Activation.relu(), mcpu="haswell"))
+
+
+def test_fewer_bits_than_compiled():
+    layer = Layer(GEOMETRIES["3x3"], replace(PIXEL, scope="batch"))
+    tensors = sample_tensors(layer)
+    off = tensors.thresholds.copy()
+    off[:, 2:] = np.inf
+    ids = check(layer, tensors=replace(tensors, thresholds=off))[1]
+    assert ids.max() <= 4 < check(layer, tensors=tensors)[1].max()
+
+
+def test_non_finite_vectors_are_left_out():
+    layer = Layer(GEOMETRIES["3x3"], replace(PIXEL, scope="batch"))
+    x = sample_input(layer.geometry, 3, seed=5)
+    x[1, 2, 3, 4], x[0, 0, 0, 12] = np.nan, np.inf
+    dx = check(layer, x=x)[2]
+    assert (dx[1, 2, 3, :8] == 0).all() and (dx[1, 2, 3, 8:] != 0).any()
+
+
+def test_an_all_zero_vector_has_a_gradient():
+    layer = Layer(GEOMETRIES["3x3"], replace(PIXEL, scope="batch"))
+    x = sample_input(layer.geometry, 3, seed=5)
+    x[1, 2, 3] = 0
+    assert (check(layer, x=x)[2][1, 2, 3] != 0).any()
+
+
+def _digest() -> str:
+    """SHA-256 of the gradients of layers that several tasks share."""
+    found = hashlib.sha256()
+    for setting in (replace(PIXEL, scope="batch"), SEGMENT):
+        layer, g = Layer(SHARED, setting, Activation.relu()), SHARED
+        dy = np.random.default_rng(1).standard_normal((3, g.OH, g.OW, g.M)).astype(np.float32)
+        for array in run(layer, sample_tensors(layer), sample_input(g, 3), dy):
+            found.update(array.tobytes())
+    return found.hexdigest()
+
+
+def test_the_number_of_threads_never_changes_a_byte():
+    processes = [
+        subprocess.Popen(
+            [sys.executable, Path(__file__)],
+            env=os.environ | {"TVM_NUM_THREADS": threads},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for threads in ("1", "2")
     ]
-    found = _machine(layer, input_gradient, len(x))["main"](*(tvm.runtime.tensor(a) for a in arrays))
-    y, ids, dx, dw, dbias = (t.numpy() for t in found)
-    return y.reshape(dy.shape), ids, dx.reshape(x.shape), dw.reshape(tensors.w.shape), dbias
+    outputs = [process.communicate(timeout=300)[0].split()[-1] for process in processes]
+    assert len(outputs[0]) == 64 and outputs[0] == outputs[1]
 
 
-def ids_of(layer: Layer, ids: np.ndarray, batch: int) -> np.ndarray:
-    """The kernels' ids in the shape of the reference's."""
-    g, setting = layer.geometry, layer.setting
-    if setting.granularity != "pixel":
-        return ids.reshape(units_of(batch, setting), g.segments(setting), -1)
-    top, left, bottom, right = g.padding
-    maps = ids.reshape(*ids.shape[:2], -1, g.H + top + bottom, g.W + left + right)
-    return maps[..., top : top + g.H, left : left + g.W].transpose(0, 2, 1, 3, 4)
+@pytest.mark.parametrize(
+    ("setting", "input_gradient", "message"),
+    [
+        (replace(PIXEL, gain=True), "averaged", "layer: gain has no gradient"),
+        (replace(PIXEL, max_clusters=5), "averaged", "layer: max_clusters=5"),
+        (ReuseSetting("row", hash="exact"), "averaged", "layer: hash=exact with granularity=row"),
+        (PIXEL, "dense", "layer: input_gradient is 'dense', expected one of averaged, straight-through"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(setting, input_gradient, message):
+    x, w, bias = (relax.Var(n, tensor_type(s)) for n, s in (("x", [2, 8]), ("w", [8, 4]), ("b", [4])))
+    planes, thresholds = np.zeros((1, 8, setting.H), np.float32), np.zeros((1, setting.H), np.float32)
+    call = ops.dense(x, w, bias, name="layer")
+    with pytest.raises(ValueError, match=message):
+        ops.with_reuse(call, setting, planes, thresholds, training=True, input_gradient=input_gradient)
 
 
-def check(layer: Layer, input_gradient: str = "averaged", x: np.ndarray | None = None, batch: int = BATCH) -> None:
-    """Run a layer and compare its gradients with the reference."""
-    g, tensors = layer.geometry, sample_tensors(layer)
-    x = sample_input(g, batch, seed=5) if x is None else x
-    dy = np.random.default_rng(6).standard_normal((batch, g.OH, g.OW, g.M)).astype(np.float32)
-    y, ids, dx, dw, dbias = run(layer, tensors, x, dy, input_gradient)
-    dz = activation_gradient(y, dy, layer.activation)
-    own = ids_of(layer, ids, batch)
-    expected = reuse_conv2d_gradients(x, tensors.w, dz, g, layer.setting, own, input_gradient)
-    close(dx, expected.x)
-    close(dw, expected.w)
-    close(dbias, expected.bias)
+def test_a_network_through_relax_gradient():
+    """Two layers, a loss, and TVM's own differentiation; equal to the layers' gradients chained by hand."""
+    register_all()
+    first, second = ConvGeometry(6, 5, 4, 3, 3, 8, padding=(1, 1, 1, 1)), ConvGeometry(6, 5, 8, 3, 3, 5)
+    layers = [Layer(g, replace(PIXEL, L=4, scope="batch"), Activation.relu()) for g in (first, second)]
+    tensors = [sample_tensors(layer) for layer in layers]
+    arrays = [a for t in tensors for a in (t.w, t.bias, t.planes, t.thresholds)]
+    parameters = [relax.Var(f"p{i}", tensor_type(a.shape)) for i, a in enumerate(arrays)]
+    x, r = relax.Var("x", tensor_type([3, 6, 5, 4])), relax.Var("r", tensor_type([3, 4, 3, 5]))
+    bb = relax.BlockBuilder()
+    with bb.function("main", [x, *parameters, r]):
+        with bb.dataflow():
+            y = x
+            for i, layer in enumerate(layers):
+                w, bias, planes, thresholds = parameters[4 * i : 4 * i + 4]
+                conv = ops.conv2d(y, w, bias, name=f"c{i}", padding=layer.geometry.padding, activation=layer.activation)
+                reused = bb.emit(ops.with_reuse(conv, layer.setting, planes, thresholds, training=True))
+                y = bb.emit(relax.TupleGetItem(reused, 0))
+            loss = bb.emit_output(relax.op.sum(relax.op.multiply(y, r)))
+        bb.emit_func_output(loss)
+    wanted = [x, *(parameters[i] for i in (0, 1, 4, 5))]
+    mod = relax.transform.Gradient("main", wanted)(bb.get())
+    names = [b.value.op.name for block in mod["main_adjoint"].body.blocks for b in block.bindings
+             if isinstance(b.value, relax.Call) and isinstance(b.value.op, tvm.ir.Op)]  # fmt: skip
+    assert names.count("relax.adr.reuse_grad") == 2
+    target = cpu_target()
+    machine = relax.VirtualMachine(build_module(mod, target), tvm.cpu())
+    x0 = sample_input(first, 3, seed=2)
+    r0 = np.random.default_rng(3).standard_normal((3, 4, 3, 5)).astype(np.float32)
+    _, gradients = machine["main_adjoint"](*(tvm.runtime.tensor(a) for a in (x0, *arrays, r0)))
+    hidden = run(layers[0], tensors[0], x0, np.zeros((3, 6, 5, 8), np.float32))[0]
+    _, _, dhidden, dw1, db1 = run(layers[1], tensors[1], hidden, r0)
+    _, _, dx, dw0, db0 = run(layers[0], tensors[0], x0, dhidden)
+    for found, expected in zip(gradients, (dx, dw0, db0, dw1, db1), strict=True):
+        np.testing.assert_array_equal(found.numpy(), expected)
 
 
-SETTINGS = {
-    "pixel": ReuseSetting("pixel", L=8, H=4),
-    "segment": ReuseSetting("segment", L=10, H=4),
-    "row": ReuseSetting("row", H=4),
-}
-
-
-@pytest.mark.parametrize("granularity", SETTINGS)
-@pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_every_geometry(geometry, granularity):
-    scope = "batch" if len(geometry) % 2 else "image"
-    check(Layer(GEOMETRIES[geometry], replace(SETTINGS[granularity], scope=scope), Activation.relu()))
+if __name__ == "__main__":
+    print(_digest())
