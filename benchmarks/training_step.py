@@ -5,7 +5,8 @@
 *dense* is this package without reuse, *torch* PyTorch eager in channels-last layout, *torch compiled* the same under
 ``torch.compile``: one network, one batch, SGD with momentum and weight decay for all, which take turns. A STAGE is as
 for ``adr-train --stages``, such as ``16x8`` or ``32x10:straight-through``: it holds for every convolution that may
-reuse but the first. Images are smooth noise, so r_c is theirs and not that of photographs; planes are fitted to a batch.
+reuse but the first. Images are smooth noise, so r_c is theirs and not that of photographs; the planes are fitted to a
+batch.
 """
 
 from __future__ import annotations

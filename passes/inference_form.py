@@ -1,7 +1,8 @@
 """The training form as it is evaluated: batch norms take running statistics, dropout does nothing.
 
 ``main(x[, seed], parameters...)`` becomes ``main(x, parameters..., mean and variance of each batch norm...)`` and
-returns the logits alone. ``adr.batch_norm`` with given statistics is y = (x - mean) gamma / sqrt(variance + epsilon) + beta.
+returns the logits alone. ``adr.batch_norm`` with given statistics is
+y = (x - mean) gamma / sqrt(variance + epsilon) + beta.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ class ReuseSchedule:
         channels: output channels of a block, whose tables one task makes and reads.
         together: segments whose products are added up before sums return to the output.
         columns: output pixels whose sums are in registers together.
-        bands: parts of the output rows (``batch``: of those of all images). Each makes the tables anew, so more than one pays only where threads would
-            have nothing to do.
+        bands: parts of the output rows (``batch``: of those of all images). Each makes the tables anew, so more than
+            one pays only where threads would have nothing to do.
         rows: clusters that the GEMM multiplies at once, at most 16.
     """
 

@@ -6,6 +6,7 @@ put together from one load for each run, which begins where lane 0 would lie, so
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,7 +40,7 @@ def most_runs(g: ConvGeometry, L: int) -> list[int]:
         places = [k // taps * maps.map_size + maps.tap(k % taps) for k in entries]
         for c, start in enumerate(range(0, len(places), TILE)):
             chunk = places[start : start + TILE]
-            breaks = sum(after != before + 1 for before, after in zip(chunk, chunk[1:], strict=False))
+            breaks = sum(after != before + 1 for before, after in itertools.pairwise(chunk))
             most[c] = max(most[c], breaks + 1)
     return most
 
