@@ -37,6 +37,7 @@ class CompiledEngine:
         target: TVM's target.
         label_smoothing: of the loss.
         name: for reports; None: that of the file.
+        seed: of the dropouts.
 
     Raises:
         ModelError: the network cannot be trained, or does not take images.
@@ -50,9 +51,10 @@ class CompiledEngine:
         target: tvm.target.Target,
         label_smoothing: float = 0.0,
         name: str | None = None,
+        seed: int = 0,
     ) -> None:
         self.network = TrainingNetwork(model_path, target)
-        self.optimizer, self.batch, self.label_smoothing = optimizer, batch, label_smoothing
+        self.optimizer, self.batch, self.label_smoothing, self.seed = optimizer, batch, label_smoothing, seed
         self.name = name or Path(model_path).stem
         self.sha256 = self.network.checked.sha256
         shape = self.network.checked.inputs[0].shape
@@ -71,7 +73,7 @@ class CompiledEngine:
 
     def compile(self, stage: Stage) -> TrainingStep:
         """A step for a stage, for as many bits as it names."""
-        return TrainingStep(self.network, stage, self.optimizer, self.batch, self.label_smoothing)
+        return TrainingStep(self.network, stage, self.optimizer, self.batch, self.label_smoothing, self.seed)
 
     def make_planes(self, state: TrainingState, stage: Stage, x: np.ndarray, seed: int) -> None:
         """Fit the planes of the reusing layers of a stage to a batch x float32 [batch, C, H, W]."""
