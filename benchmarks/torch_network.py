@@ -67,15 +67,27 @@ def _gemm(net, t, a):
 
 
 def _batch_norm(net, t, a):
-    mean, variance = t[3].detach().clone(), t[4].detach().clone()
-    return F.batch_norm(
-        t[0], mean, variance, t[1], t[2], net.training, 1 - a.get("momentum", 0.9), a.get("epsilon", 1e-5)
+    """In training the running statistics, which no gradient reaches, are updated in place."""
+    momentum = 1 - a.get("momentum", 0.9)
+    return F.batch_norm(t[0], t[3].data, t[4].data, t[1], t[2], net.training, momentum, a.get("epsilon", 1e-5))
+
+
+def _average_pool(net, t, a):
+    pads = a.get("pads", [0, 0, 0, 0])
+    return F.avg_pool2d(
+        t[0], a["kernel_shape"], a["strides"], pads[:2], count_include_pad=bool(a.get("count_include_pad"))
     )
+
+
+def _dropout(net, t, a):
+    return F.dropout(t[0], float(t[1].detach()) if len(t) > 1 else a.get("ratio", 0.5), net.training)
 
 
 _OPERATORS = {
     "Conv": _conv,
     "MaxPool": _pool,
+    "AveragePool": _average_pool,
+    "Dropout": _dropout,
     "LRN": _lrn,
     "Gemm": _gemm,
     "BatchNormalization": _batch_norm,

@@ -1,7 +1,7 @@
 """The training form as it is evaluated: batch norms take running statistics, dropout does nothing.
 
-``main(x[, seed], parameters...)`` becomes ``main(x, parameters..., mean and variance of each batch norm...)`` and
-returns the logits alone. ``adr.batch_norm`` with given statistics is
+``main(x, parameters...)`` becomes ``main(x, parameters..., mean and variance of each batch norm...)`` and returns the
+logits alone. ``adr.batch_norm`` with given statistics is
 y = (x - mean) gamma / sqrt(variance + epsilon) + beta.
 """
 
@@ -15,7 +15,6 @@ from adr_tvm._tvm import is_op, static_shape
 from adr_tvm.gradients.batch_norm import BATCH_NORM
 from adr_tvm.gradients.dropout import DROPOUT
 from adr_tvm.passes.extended import fields
-from adr_tvm.passes.training_operators import SEED
 
 
 @mutator
@@ -57,7 +56,6 @@ class InferenceForm:
         logits = fields(func.body.body)[0]
         body = freezer.builder_.normalize(relax.SeqExpr(func.body.blocks, logits))
         whole = freezer.builder_.get().clone()
-        kept = [var for var in func.params if var.name != SEED]
-        whole["main"] = relax.Function([*kept, *freezer.statistics], body, body.ty, attrs=func.attrs)
+        whole["main"] = relax.Function([*func.params, *freezer.statistics], body, body.ty, attrs=func.attrs)
         cleaned = relax.transform.ConvertToDataflow()(relax.transform.Normalize()(whole))
         return relax.transform.DeadCodeElimination()(relax.transform.CanonicalizeBindings()(cleaned))

@@ -38,6 +38,7 @@ from adr_tvm.passes.observe_candidates import ObserveCandidates
 from adr_tvm.passes.reshape_views import KEPT, ReshapeViews
 from adr_tvm.passes.reuse_in_training import ReuseInTraining
 from adr_tvm.passes.schedule_loops import ScheduleLoops
+from adr_tvm.passes.seed_dropout import SeedDropout
 from adr_tvm.passes.simplify_power import SimplifyPower
 from adr_tvm.passes.training_operators import TrainingOperators
 from adr_tvm.plan import ReusePlan
@@ -73,10 +74,10 @@ def canonicalise_for_training() -> Passes:
     return [
         SimplifyPower(),
         ChannelsLast(),
-        FuseEpilogue(),
-        FoldFlatten(),
         # Chains and operators without a gradient become operators of ours that have one.
         TrainingOperators(),
+        FuseEpilogue(),
+        FoldFlatten(),
     ]
 
 
@@ -91,6 +92,7 @@ def train(stage: Stage, label_smoothing: float, parameters: list[str], updates: 
     """
     return [
         ReuseInTraining(stage),
+        SeedDropout(),
         AppendLoss(label_smoothing),
         Differentiate(parameters),
         AppendUpdates(updates),

@@ -4,8 +4,7 @@
 - ``nn.max_pool2d`` of NHWC images: ``adr.max_pool2d``, which keeps a byte for each window for the way back.
 - ``nn.batch_norm`` over the last axis: ``adr.batch_norm`` with the statistics of the batch, which ``main`` returns too:
   after its results mean and variance of each layer, in network order.
-- ``adr.dropout``, as the importer leaves it: identity where its rate is 0, else it takes its seed from a parameter
-  ``seed``, int64 [1], of ``main``, the last.
+- ``adr.dropout``, as the importer leaves it: identity where its rate is 0, else one of its own ``stream``.
 
 What none of these applies to stays as it was.
 """
@@ -24,8 +23,6 @@ from adr_tvm.passes.extended import fields
 from adr_tvm.passes.lowering_pooling import pool_geometry
 from adr_tvm.passes.norm_patterns import Chains
 from adr_tvm.schedules.lrn import Lrn
-
-SEED = "seed"
 
 
 @dataclass(frozen=True)
@@ -57,17 +54,11 @@ def normalisation_layers(mod: tvm.IRModule) -> list[NormalisationLayer]:
     return found
 
 
-def takes_seed(mod: tvm.IRModule) -> bool:
-    """Whether ``main`` has a parameter for the seed of its dropouts."""
-    return any(var.name == SEED for var in mod["main"].params)
-
-
 @mutator
 class _Rewriter(PyExprMutator):
     def __init__(self, mod: tvm.IRModule):
         super().__init__(mod)
         self.chains = Chains(Dataflow(mod))
-        self.seed = relax.Var(SEED, relax.TensorType([1], "int64"))
         self.dropouts = 0
         self.statistics: list[relax.Expr] = []
 
@@ -109,7 +100,7 @@ class _Rewriter(PyExprMutator):
         if rate == 0:
             return call.args[0]
         self.dropouts += 1
-        return dropout.dropout(call.args[0], self.seed, rate, stream=self.dropouts)
+        return dropout.dropout(*call.args, rate, stream=self.dropouts)
 
 
 def batch_norm_refusal(call: relax.Call) -> str | None:
@@ -136,7 +127,6 @@ class TrainingOperators:
         result = relax.Tuple(results) if rewriter.statistics else func.body.body
         body = rewriter.builder_.normalize(relax.SeqExpr(func.body.blocks, result))
         whole = rewriter.builder_.get().clone()
-        parameters = [*func.params, *([rewriter.seed] if rewriter.dropouts else [])]
-        whole["main"] = relax.Function(parameters, body, body.ty, attrs=func.attrs)
+        whole["main"] = relax.Function(func.params, body, body.ty, attrs=func.attrs)
         cleaned = relax.transform.ConvertToDataflow()(relax.transform.Normalize()(whole))
         return relax.transform.DeadCodeElimination()(relax.transform.CanonicalizeBindings()(cleaned))

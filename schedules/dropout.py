@@ -24,12 +24,20 @@ def _u(value: int) -> tirx.PrimExpr:
     return tirx.const(value, "uint32")
 
 
+def _times(x: tirx.PrimExpr, factor: int) -> tirx.PrimExpr:
+    """x factor mod 2^32; TVM tells LLVM that no product overflows, so it is taken in 64 bits."""
+    lanes = str(x.ty.dtype).partition("x")[2]
+    wide, narrow = (f"{dtype}x{lanes}" if lanes else dtype for dtype in ("uint64", "uint32"))
+    product = tirx.Cast(wide, x) * tirx.const(factor, "uint64")
+    return tirx.Cast(narrow, product & tirx.const(2**32 - 1, "uint64"))
+
+
 def mixed(x: tirx.PrimExpr) -> tirx.PrimExpr:
     """A 32-bit value with its bits mixed; reversible."""
     for shift, factor in MIX:
         x = T.bind(x ^ (x >> _u(shift)))
         if factor is not None:
-            x = T.bind(x * _u(factor))
+            x = T.bind(_times(x, factor))
     return x
 
 
@@ -53,7 +61,7 @@ def dropout(size: int, rate: float, stream: int) -> tirx.PrimFunc:
         place = T.Ramp(start, 1, lanes) if lanes > 1 else start
         index = T.Cast(f"int32x{lanes}" if lanes > 1 else "int32", place)
         index = tirx.reinterpret(f"uint32x{lanes}" if lanes > 1 else "uint32", index)  # a ramp must not be unsigned
-        bits = mixed(T.bind(mixed(T.bind(index ^ keys[0])) + keys[1]))
+        bits = mixed(T.bind(mixed(T.bind(index ^ keys[0])) ^ keys[1]))
         x = T.bind(X[place])
         kept = tirx.Select(bits >= _u(threshold), x * T.float32(scale), tirx.const(0, x.ty.dtype))
         T.buffer_store(Y, kept, [place])
@@ -66,7 +74,7 @@ def dropout(size: int, rate: float, stream: int) -> tirx.PrimFunc:
         low, high = T.Cast("uint32", seed[0]), T.Cast("uint32", seed[0] >> T.int64(32))
         first = mixed(T.bind(low ^ _u((stream * GOLDEN) % 2**32)))
         T.buffer_store(keys, mixed(T.bind(first ^ high)), [0])
-        T.buffer_store(keys, mixed(T.bind(keys[0] + _u(GOLDEN))), [1])
+        T.buffer_store(keys, mixed(T.bind(keys[0] ^ _u(GOLDEN))), [1])
 
     @T.prim_func(private=True)
     def kernel(x: T.handle, s: T.handle, y: T.handle):

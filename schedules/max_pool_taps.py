@@ -51,7 +51,7 @@ def max_pool_taps(geometry: ConvGeometry, isa: Isa, batch: int | None = None) ->
         value = T.bind(X[image, y, x, across(c0 + v * lanes, lanes)])
         place = [v, across(0, lanes)]
         now = T.bind(best[v, across(0, lanes)])
-        wins = tirx.Or(value > now, value != value)
+        wins = tirx.Or(value > now, tirx.isnan(value))
         T.buffer_store(tap, tirx.Select(wins, _spread(here, "int32", lanes), tap[v, across(0, lanes)]), place)
         T.buffer_store(best, tirx.Select(wins, value, now), place)
 

@@ -53,8 +53,8 @@ def _power_of_two(n: tirx.PrimExpr) -> tirx.PrimExpr:
 
 
 def log(x: tirx.PrimExpr) -> tirx.PrimExpr:
-    """Natural logarithm of a normal positive float32 scalar or vector expression (Cephes' polynomial)."""
-    bits = tirx.reinterpret(_like("int32", x), x)
+    """Natural logarithm of a normal positive float32 scalar or vector expression (Cephes' polynomial); NaN stays."""
+    bits = tirx.reinterpret(_like("int32", x), x) & _i(0x7FFFFFFF)
     # x = 2^n m with sqrt(1/2) <= m < sqrt(2).
     offset = bits - _i(0x3F3504F3)
     n = tirx.Cast(_like("float32", x), offset >> _i(23))
@@ -63,7 +63,7 @@ def log(x: tirx.PrimExpr) -> tirx.PrimExpr:
     for coefficient in LOGARITHM[1:]:
         p = p * m + _f(coefficient)
     y = p * m * m * m + n * _f(LN2_LOW) - _f(0.5) * m * m
-    return m + y + n * _f(LN2_HIGH)
+    return tirx.Select(tirx.isnan(x), x, m + y + n * _f(LN2_HIGH))
 
 
 def inverse_fourth_root(x: tirx.PrimExpr, bind: Callable[[tirx.PrimExpr], tirx.PrimExpr]) -> tirx.PrimExpr:

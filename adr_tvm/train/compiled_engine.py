@@ -36,8 +36,8 @@ class CompiledEngine:
         batch: images of a step.
         target: TVM's target.
         label_smoothing: of the loss.
-        seed: of dropout.
         name: for reports; None: that of the file.
+        seed: of the dropouts.
 
     Raises:
         ModelError: the network cannot be trained, or does not take images.
@@ -50,8 +50,8 @@ class CompiledEngine:
         batch: int,
         target: tvm.target.Target,
         label_smoothing: float = 0.0,
-        seed: int = 0,
         name: str | None = None,
+        seed: int = 0,
     ) -> None:
         self.network = TrainingNetwork(model_path, target)
         self.optimizer, self.batch, self.label_smoothing, self.seed = optimizer, batch, label_smoothing, seed
@@ -69,11 +69,11 @@ class CompiledEngine:
 
     def initial_state(self) -> TrainingState:
         """The state before the first step."""
-        return TrainingState(self.network.parameters, self.optimizer.slots, self.network.statistics(), self.seed)
+        return TrainingState(self.network.parameters, self.optimizer.slots, self.network.statistics())
 
     def compile(self, stage: Stage) -> TrainingStep:
         """A step for a stage, for as many bits as it names."""
-        return TrainingStep(self.network, stage, self.optimizer, self.batch, self.label_smoothing)
+        return TrainingStep(self.network, stage, self.optimizer, self.batch, self.label_smoothing, self.seed)
 
     def make_planes(self, state: TrainingState, stage: Stage, x: np.ndarray, seed: int) -> None:
         """Fit the planes of the reusing layers of a stage to a batch x float32 [batch, C, H, W]."""

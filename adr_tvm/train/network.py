@@ -19,7 +19,7 @@ from adr_tvm.geometry import ConvGeometry
 from adr_tvm.gradients.coverage import missing_gradients
 from adr_tvm.passes.lift_parameters import LiftParameters, places
 from adr_tvm.passes.mark_candidates import CandidateRules, find_candidates
-from adr_tvm.passes.training_operators import NormalisationLayer, normalisation_layers, takes_seed
+from adr_tvm.passes.training_operators import NormalisationLayer, normalisation_layers
 from adr_tvm.train.tracing import canonical_for_training, trace, with_weights
 
 
@@ -49,7 +49,7 @@ class TrainingNetwork:
     Attributes:
         checked: the validated model.
         target: what to compile for.
-        mod: ``main(x[, seed], parameters...)``; the batch stays symbolic where the file leaves it free.
+        mod: ``main(x, parameters...)``; the batch stays symbolic where the file leaves it free.
         parameters: initial values float32 by initializer name, in canonical layout, in the order of ``main``.
         layers: its convolutions and dense layers, in network order.
         normalisations: its batch norms, whose running statistics inference needs.
@@ -115,12 +115,7 @@ class TrainingNetwork:
 
     def variables(self) -> dict[str, relax.Var]:
         """The parameters of ``main``, by initializer name."""
-        return dict(zip(self.parameters, self.mod["main"].params[-len(self.parameters) :], strict=True))
-
-    @property
-    def takes_seed(self) -> bool:
-        """Whether ``main`` takes the seed of its dropouts, after x."""
-        return takes_seed(self.mod)
+        return dict(zip(self.parameters, self.mod["main"].params[1:], strict=True))
 
     def with_batch(self, batch: int) -> tvm.IRModule:
         """The module for batches of one size.

@@ -41,8 +41,7 @@ class PlaneFitter:
 
     def inputs(self, state: TrainingState, x: np.ndarray) -> dict[str, np.ndarray]:
         """What each layer gets, float32 [batch, H, W, C], for images x float32 [batch, ...]."""
-        seed = [tensor_of(np.zeros(1, np.int64))] if self.network.takes_seed else []
-        _, found = self._observe(tensor_of(x), *seed, *state.parameters.values())
+        _, found = self._observe(tensor_of(x), *state.parameters.values())
         shapes = {layer: self.network.candidates[layer] for layer in self.layers}
         return {
             layer: tensor.numpy().reshape(self.batch, g.H, g.W, g.C)

@@ -23,7 +23,7 @@ def compiled_engine(path: Path, options: TrainOptions, name: str) -> CompiledEng
     from adr_tvm.train.compiled_engine import CompiledEngine
 
     target = find_target("cpu").make()
-    return CompiledEngine(path, optimizer(options), options.batch, target, options.label_smoothing, options.seed, name)
+    return CompiledEngine(path, optimizer(options), options.batch, target, options.label_smoothing, name, options.seed)
 
 
 def optimizer(options: TrainOptions) -> Optimizer:

@@ -21,7 +21,6 @@ class TrainingState:
         parameters: initial values float32, by initializer name.
         slots: names of what the optimizer keeps for each parameter; zeros at first.
         statistics: running mean and variance float32 [C] of each batch norm at first, by node name.
-        seed: of what is random in a step.
 
     Attributes:
         parameters: tensors by name.
@@ -36,9 +35,7 @@ class TrainingState:
         parameters: Mapping[str, np.ndarray],
         slots: Iterable[str],
         statistics: Mapping[str, tuple[np.ndarray, np.ndarray]],
-        seed: int = 0,
     ) -> None:
-        self.seed = seed
         self.parameters = {name: tensor_of(value) for name, value in parameters.items()}
         self.slots = {
             name: {slot: tensor_of(np.zeros_like(value)) for slot in slots} for name, value in parameters.items()

@@ -20,14 +20,11 @@ from adr_tvm.gradients import register_all
 from adr_tvm.hashing.planes import HashPlanes
 from adr_tvm.passes import pipeline
 from adr_tvm.passes.append_updates import STEP, Update
-from adr_tvm.passes.training_operators import SEED
+from adr_tvm.passes.seed_dropout import SEED
 from adr_tvm.train.network import TrainingNetwork
 from adr_tvm.train.optimizers import Optimizer
 from adr_tvm.train.stage import LayerReuse, Stage
 from adr_tvm.train.state import TrainingState, tensor_of
-
-STEPS_PER_SEED = 1 << 32  # seeds of runs do not meet
-
 
 @dataclass(frozen=True)
 class StepResult:
@@ -53,6 +50,7 @@ class TrainingStep:
         optimizer: how parameters are updated.
         batch: images of a step.
         label_smoothing: share of the target that is spread over all classes.
+        seed: of the dropouts; every step draws anew.
 
     Raises:
         ModelError: the file fixes another batch.
@@ -66,9 +64,10 @@ class TrainingStep:
         optimizer: Optimizer,
         batch: int,
         label_smoothing: float = 0.0,
+        seed: int = 0,
     ) -> None:
         register_all()
-        self.network, self.batch = network, batch
+        self.network, self.batch, self.seed = network, batch, seed
         self.stage: dict[str, LayerReuse] = {
             layer: reuse for layer in network.candidates if (reuse := stage.get(layer)) is not None
         }
@@ -98,8 +97,8 @@ class TrainingStep:
         values = {self._names[0]: tensor_of(x), "labels": tensor_of(labels.astype(np.int32))}
         values |= {"rate": tensor_of(np.array([rate], np.float32))}
         values |= {"count": tensor_of(np.array([state.count + 1], np.float32))}
-        if self.network.takes_seed:
-            values[SEED] = tensor_of(np.array([state.seed * STEPS_PER_SEED + state.count], np.int64))
+        if SEED in self._names:
+            values[SEED] = tensor_of(np.array([(self.seed & 0x7FFFFFFF) << 32 | state.count & 0xFFFFFFFF], np.int64))
         for name, variable in self._variables.items():
             values[variable] = state.parameters[name]
             values |= {f"{variable}_{slot}": state.slots[name][slot] for slot in self._slots}

@@ -25,6 +25,7 @@ from adr_tvm.passes import pipeline
 from adr_tvm.passes.lift_parameters import Place, places
 
 BASE = 4096
+SETTINGS = frozenset({"Clip", "Dropout", "Pad", "Resize", "Upsample"})  # take numbers that are no weights as inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +43,7 @@ class Origin:
 
 def canonical_for_training(checked: CheckedModel, target: tvm.target.Target) -> tvm.IRModule:
     """Import a model and bring it into the form that is trained; weights are constants."""
-    return pipeline.run(pipeline.canonicalise_for_training(), import_onnx(checked), target)
+    return pipeline.run(pipeline.canonicalise_for_training(), import_onnx(checked, training=True), target)
 
 
 def trace(checked: CheckedModel, target: tvm.target.Target) -> Iterator[Origin | None]:
@@ -78,10 +79,11 @@ def _positions(checked: CheckedModel, high: bool) -> CheckedModel:
     """The model with one digit of the position in place of each floating-point entry of its initializers."""
     proto = onnx.ModelProto()
     proto.CopyFrom(_without_initializers(checked.proto))
+    settings = {name for node in checked.proto.graph.node if node.op_type in SETTINGS for name in node.input[1:]}
     start = 0
     for initializer in checked.proto.graph.initializer:
         size = math.prod(initializer.dims)
-        if initializer.data_type == TensorProto.FLOAT:
+        if initializer.data_type == TensorProto.FLOAT and initializer.name not in settings:
             position = np.arange(start, start + size, dtype=np.int64)
             digit = position // BASE + 1 if high else position % BASE
             array = digit.astype(np.float32).reshape(tuple(initializer.dims))
