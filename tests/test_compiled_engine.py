@@ -62,8 +62,7 @@ def images(tmp_path_factory):
     path, found = tmp_path_factory.mktemp("data") / "quadrants.npz", data(240)
     parts = {}
     for name, part in (("train", found.train), ("test", found.test)):
-        every = np.arange(len(part))
-        parts |= {f"x_{name}": part.images(every), f"y_{name}": part.labels[every]}
+        parts |= {f"x_{name}": part.images, f"y_{name}": part.labels}
     np.savez(path, **parts)
     return path
 
@@ -118,10 +117,8 @@ def test_a_run_with_reuse_resumes_to_the_same_curve(path, images, tmp_path):
     train_model(path, images, tmp_path / "parts", options(**reuse, resume=True))
     one, other = ((tmp_path / name / "model.onnx").read_bytes() for name in ("whole", "parts"))
     assert one == other
-    curves = [
-        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines() if "loss" in line]
-        for name in ("whole", "parts")
-    ]
+    logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "parts")]
+    curves = [[json.loads(line)["loss"] for line in log if "loss" in line] for log in logs]
     assert curves[0] == curves[1] and len(curves[0]) >= 20
     assert whole.trained is not None
 
@@ -163,11 +160,10 @@ def test_the_trained_file_infers_as_the_evaluator(path, images, tmp_path):
     result = train_model(path, images, tmp_path / "run", options(epochs=4))
     samples = open_training_data(images)
     mean, std = (np.array(v, np.float32)[:, None, None] for v in (samples.mean, samples.std))
-    every = np.arange(len(samples.test))
-    x = (samples.test.images(every).transpose(0, 3, 1, 2).astype(np.float32) / 255 - mean) / std
+    x = (samples.test.images.transpose(0, 3, 1, 2).astype(np.float32) / 255 - mean) / std
     session = onnxruntime.InferenceSession(str(tmp_path / "run" / "model.onnx"), providers=["CPUExecutionProvider"])
     logits = session.run(None, {"x": np.ascontiguousarray(x)})[0]
-    accuracy = float((logits.argmax(1) == samples.test.labels[every]).mean())
+    accuracy = float((logits.argmax(1) == samples.test.labels).mean())
     assert accuracy == pytest.approx(result.trained.accuracy)
     assert accuracy > 0.9
 

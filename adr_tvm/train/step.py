@@ -26,6 +26,7 @@ from adr_tvm.train.optimizers import Optimizer
 from adr_tvm.train.stage import LayerReuse, Stage
 from adr_tvm.train.state import TrainingState, tensor_of
 
+
 @dataclass(frozen=True)
 class StepResult:
     """What a step found out.
