@@ -34,7 +34,7 @@ def number_segments(g: ConvGeometry, setting: ReuseSetting):
     patterns = min(S, period(g, L)) + 1 if padding else 1  # of which taps a segment reads; the last is that of the last
 
     def pattern(s):
-        return T.Select(s == S - 1, patterns - 1, s % (patterns - 1))
+        return T.Select(s == S - 1, T.int64(patterns - 1), T.cast(s % (patterns - 1), "int64"))
 
     def bits(entry):
         return T.reinterpret("int32x16", entry) & splat(T.int32(MAGNITUDE))
