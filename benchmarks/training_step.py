@@ -12,6 +12,7 @@ batch.
 from __future__ import annotations
 
 import argparse
+import functools
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,12 +43,12 @@ def cases() -> dict[str, Case]:
     """What can be measured, by name."""
     from adr_tvm.models.alexnet import build_alexnet
     from adr_tvm.models.cifarnet import build_cifarnet
-    from adr_tvm.models.vgg import build_vgg19
+    from adr_tvm.models.vgg import build_vgg
 
     return {
         "cifarnet": Case(build_cifarnet, 128),
-        "alexnet": Case(build_alexnet, 32),
-        "vgg19": Case(build_vgg19, 16),
+        "alexnet": Case(functools.partial(build_alexnet, dropout=0), 32),
+        "vgg19": Case(functools.partial(build_vgg, dropout=0), 16),
     }
 
 

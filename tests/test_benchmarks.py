@@ -34,6 +34,7 @@ from benchmarks import (
     plans,
     reuse_gradients,
     reuse_layers,
+    training_step,
 )
 from benchmarks.activations import InnerTensors, distinct, onnx_layers
 from benchmarks.ceilings import Ceilings, Level
@@ -48,7 +49,10 @@ from benchmarks.reuse_layers import BASE, Job, around_base, combinations, nmse
 from benchmarks.reuse_roof import reuse_roof
 from benchmarks.synthetic import PROTOTYPES, Prototype, convolution, smooth_image
 
-COMMANDS = [module.COMMAND for module in (dense, dense_layers, growth, machine, plans, reuse_gradients, reuse_layers)]
+COMMANDS = [
+    module.COMMAND
+    for module in (dense, dense_layers, growth, machine, plans, reuse_gradients, reuse_layers, training_step)
+]
 CEILINGS = Ceilings(1, 100.0, [Level("L1", 1000, 200.0, 250.0), Level("DRAM", None, 20.0, 15.0)])
 
 
