@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from tvm import tirx
+from tvm import te, tirx
 from tvm.script import tirx as T
 
 from adr_tvm.activation import Activation
@@ -21,6 +21,17 @@ def pack_depthwise_weights(w: np.ndarray, lanes: int) -> np.ndarray:
     blocks, width = channel_blocks(C, lanes)
     flat = w.reshape(KH * KW, C)
     return np.stack([flat[:, start : start + width] for start in (min(b * width, C - width) for b in range(blocks))])
+
+
+def te_pack_depthwise_weights(w: te.Tensor, lanes: int) -> te.Tensor:
+    """`pack_depthwise_weights` for a weight that is an argument of the function, as a tensor expression."""
+    KH, KW, _, C = (int(d) for d in w.shape)
+    blocks, width = channel_blocks(C, lanes)
+    return te.compute(
+        [tirx.const(n, "int64") for n in (blocks, KH * KW, width)],
+        lambda b, t, j: w[t // KW, t % KW, 0, tirx.min(b * width, C - width) + j],
+        name="pack_depthwise_weights",
+    )
 
 
 @functools.cache

@@ -8,6 +8,8 @@ from tvm import tirx
 
 from adr_tvm.activation import Activation
 
+LIMIT = 3.0e38  # a bound beyond is none
+
 
 def activation_expr(activation: Activation) -> Callable[[tirx.PrimExpr], tirx.PrimExpr]:
     """The activation as a function of one TIR expression (float32 scalar or vector)."""
@@ -20,9 +22,8 @@ def activation_expr(activation: Activation) -> Callable[[tirx.PrimExpr], tirx.Pr
 
 def _bounded(v: tirx.PrimExpr, low: float, high: float) -> tirx.PrimExpr:
     # Bounds at the edge of float32 are not there at all: a plain ReLU must not cost a second comparison.
-    edge = 3.0e38
-    if low > -edge:
+    if low > -LIMIT:
         v = tirx.max(v, tirx.const(low, "float32"))
-    if high < edge:
+    if high < LIMIT:
         v = tirx.min(v, tirx.const(high, "float32"))
     return v

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from tvm import tirx
+from tvm import te, tirx
 from tvm.script import tirx as T
 
 from adr_tvm.activation import Activation
@@ -24,6 +24,21 @@ STACK_BYTES = 1024  # buffers that TVM leaves on the stack are smaller
 def pack_grouped_weights(w: np.ndarray, groups: int, NR: int) -> np.ndarray:
     """Weights float32 [KH, KW, C / groups, M] as [groups * ceil(M / groups / NR), K, NR]."""
     return np.concatenate([pack_weights(part, NR) for part in np.split(w, groups, axis=3)])
+
+
+def te_pack_grouped_weights(w: te.Tensor, groups: int, NR: int) -> te.Tensor:
+    """`pack_grouped_weights` for a weight that is an argument of the function, as a tensor expression."""
+    KH, KW, C, M = (int(d) for d in w.shape)
+    M //= groups
+    blocks = -(-M // NR)
+
+    def entry(b, k, j):
+        m = b % blocks * NR + j
+        value = w[k // (KW * C), k // C % KW, k % C, b // blocks * M + tirx.min(m, M - 1)]
+        return tirx.if_then_else(m < M, value, tirx.const(0.0, "float32"))
+
+    shape = [tirx.const(n, "int64") for n in (groups * blocks, KH * KW * C, NR)]
+    return te.compute(shape, entry, name="pack_grouped_weights")
 
 
 @functools.cache

@@ -46,9 +46,14 @@ def pad_channels(v: np.ndarray, NR: int) -> np.ndarray:
 
 def te_pad_channels(v: te.Tensor, NR: int) -> te.Tensor:
     """`pad_channels` for a vector that is an argument of the function."""
+    return te_lengthen(v, -int(v.shape[0]) % NR)
+
+
+def te_lengthen(v: te.Tensor, more: int) -> te.Tensor:
+    """A vector that is an argument of the function, with ``more`` zeros at its end."""
     M = int(v.shape[0])
     return te.compute(
-        (tirx.const(-(-M // NR) * NR, "int64"),),
+        (tirx.const(M + more, "int64"),),
         lambda j: tirx.if_then_else(j < M, v[tirx.min(j, M - 1)], tirx.const(0.0, "float32")),
-        name="pad_channels",
+        name="lengthen",
     )
