@@ -47,3 +47,9 @@ class MissingDependencyError(AdrError):
     """A package or program is not installed; the message says how to install it."""
 
     exit_code = 5
+
+
+class TrainingDivergedError(AdrError):
+    """The loss became NaN or Inf; the last good checkpoint was kept."""
+
+    exit_code = 4

@@ -10,12 +10,16 @@
 Shapes: x float32 [B, H, W, C] (dense: [B, K] or [B, T, K]); w float32 [KH, KW, C, M] (dense: [K, M]); bias float32 [M];
 planes float32 [S, L, H], thresholds float32 [S, H] (``exact``: [1, 1, 1] and [1, 1], not read). A bit whose threshold
 is +inf is off, so one compiled operator serves any H up to its attribute. Semantics: ``docs/algorithm.md``.
+
+In training (attribute ``training`` = 1) the reuse operators also return what their gradient needs, the cluster ids and
+the centroids as the clustering kernels write them; attribute ``input_gradient`` says how x gets its gradient
+(``adr_tvm/gradients/reuse.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tvm
@@ -25,7 +29,7 @@ from tvm import relax
 from adr_tvm._tvm import dict_attrs, static_shape, tensor_type
 from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry
-from adr_tvm.settings import ReuseSetting
+from adr_tvm.settings import INPUT_GRADIENTS, ReuseSetting
 
 CONV2D, DENSE = "relax.adr.conv2d", "relax.adr.dense"
 CONV2D_ADD = "relax.adr.conv2d_add"
@@ -99,7 +103,8 @@ def activation_attrs(activation: Activation) -> dict[str, Any]:
     }
 
 
-def _setting_attrs(setting: ReuseSetting) -> dict[str, Any]:
+def setting_attrs(setting: ReuseSetting) -> dict[str, Any]:
+    """A reuse setting as operator attributes."""
     return {
         "granularity": setting.granularity,
         "L": setting.L,
@@ -112,7 +117,7 @@ def _setting_attrs(setting: ReuseSetting) -> dict[str, Any]:
     }
 
 
-_SETTING_ATTRS = frozenset(_setting_attrs(ReuseSetting()))
+_SETTING_ATTRS = frozenset([*setting_attrs(ReuseSetting()), "training", "input_gradient"])
 
 
 def conv2d(
@@ -150,36 +155,67 @@ def dense(
     )
 
 
+Tensor: TypeAlias = "np.ndarray | relax.Expr"
+
+
 def with_reuse(
-    call: relax.Call, setting: ReuseSetting, planes: np.ndarray | None, thresholds: np.ndarray | None
+    call: relax.Call,
+    setting: ReuseSetting,
+    planes: Tensor | None,
+    thresholds: Tensor | None,
+    *,
+    training: bool = False,
+    input_gradient: str = "averaged",
 ) -> relax.Call:
     """The reuse form of a call of ``adr.conv2d`` or ``adr.dense``.
 
     Args:
         call: the dense call.
         setting: how to reuse.
-        planes: float32 [S, L, H], None for ``exact``.
-        thresholds: float32 [S, H], None for ``exact``.
+        planes: float32 [S, L, H], an array or an expression; None for ``exact``.
+        thresholds: float32 [S, H], likewise.
+        training: whether the call also returns ids and centroids, and has a gradient.
+        input_gradient: one of ``settings.INPUT_GRADIENTS``.
 
     Raises:
-        ValueError: planes or thresholds do not fit the layer.
+        ValueError: planes or thresholds do not fit the layer, or a layer of this setting cannot be trained.
     """
-    geometry = geometry_of(call)
+    geometry, name = geometry_of(call), layer_name(call)
     if setting.hash == "exact":
         planes, thresholds = np.zeros((1, 1, 1), np.float32), np.zeros((1, 1), np.float32)
     else:
         expected = (geometry.segments(setting), geometry.vector_length(setting), setting.H)
         if planes is None or thresholds is None:
-            raise ValueError(f"{layer_name(call)}: hash={setting.hash} needs planes and thresholds")
-        if planes.shape != expected or thresholds.shape != (expected[0], expected[2]):
-            raise ValueError(
-                f"{layer_name(call)}: planes {planes.shape} and thresholds {thresholds.shape} "
-                f"do not fit [S, L, H] = {expected}"
-            )
+            raise ValueError(f"{name}: hash={setting.hash} needs planes and thresholds")
+        found = _shape(planes), _shape(thresholds)
+        if found != (expected, (expected[0], expected[2])):
+            raise ValueError(f"{name}: planes {found[0]} and thresholds {found[1]} do not fit [S, L, H] = {expected}")
+    if training:
+        check_trainable(name, setting, input_gradient)
     op = REUSE_DENSE if call.op.name == DENSE else REUSE_CONV2D
-    attrs = attributes(call) | _setting_attrs(setting)
-    tensors = [relax.const(np.asarray(a, np.float32)) for a in (planes, thresholds)]
+    attrs = attributes(call) | setting_attrs(setting) | {"training": int(training), "input_gradient": input_gradient}
+    tensors = [t if isinstance(t, relax.Expr) else relax.const(np.asarray(t, np.float32)) for t in (planes, thresholds)]
     return relax.Call(tvm.ir.Op.get(op), [*call.args, *tensors], dict_attrs(**attrs))
+
+
+def _shape(tensor: Tensor) -> tuple[int | None, ...]:
+    return static_shape(tensor) if isinstance(tensor, relax.Expr) else tensor.shape
+
+
+def check_trainable(name: str, setting: ReuseSetting, input_gradient: str) -> None:
+    """See that a layer has a gradient.
+
+    Raises:
+        ValueError: it has none; says which option is to blame.
+    """
+    if input_gradient not in INPUT_GRADIENTS:
+        raise ValueError(f"{name}: input_gradient is {input_gradient!r}, expected one of {', '.join(INPUT_GRADIENTS)}")
+    if setting.gain:
+        raise ValueError(f"{name}: gain has no gradient; train without it")
+    if setting.max_clusters is not None:
+        raise ValueError(f"{name}: max_clusters={setting.max_clusters} may run units dense, which has no gradient")
+    if setting.lossless:
+        raise ValueError(f"{name}: hash=exact with granularity=row has no gradient; train the layer dense")
 
 
 def without_reuse(call: relax.Call) -> relax.Call:
@@ -200,7 +236,31 @@ def output_type(call: relax.Call) -> relax.TensorType:
 
 def _reuse_type(call: relax.Call) -> relax.TupleType:
     units = 1 if setting_of(call).scope == "batch" else call.args[0].ty.shape[0]
-    return relax.TupleType([output_type(call), tensor_type([units, 2], "int32")])
+    saved = saved_types(call) if is_training(call) else []
+    return relax.TupleType([output_type(call), tensor_type([units, 2], "int32"), *saved])
+
+
+def is_training(call: relax.Call) -> bool:
+    """Whether a reuse call returns what its gradient needs."""
+    return bool(int(call.attrs["training"]))
+
+
+def saved_types(call: relax.Call) -> list[relax.TensorType]:
+    """Types of the ids and centroids of a reuse call, as the clustering kernels write them."""
+    from adr_tvm.schedules.cluster import SPARE_CENTROIDS, capacity, units
+    from adr_tvm.schedules.neuron_vectors import vector_source
+
+    g, setting = geometry_of(call), setting_of(call)
+    U, G = units(setting, call.args[0].ty.shape[0])
+    if setting.granularity == "row":
+        N = G * g.rows
+        return [tensor_type([U, N], "int32"), tensor_type([U, capacity(setting, N), g.K])]
+    source = vector_source(g, setting)
+    rows = capacity(setting, G * source.per_image) + SPARE_CENTROIDS
+    return [
+        tensor_type([U, source.segments, G * source.map_size], "int32"),
+        tensor_type([U, source.segments, rows, source.Lp]),
+    ]
 
 
 def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:

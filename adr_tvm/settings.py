@@ -9,11 +9,13 @@ Granularity = Literal["segment", "pixel", "row"]
 HashFamily = Literal["gaussian", "pca", "learned", "exact"]
 Scope = Literal["image", "batch"]
 Table = Literal["float32", "bfloat16", "int16", "int8"]
+InputGradient = Literal["averaged", "straight-through"]
 
 GRANULARITIES: tuple[str, ...] = get_args(Granularity)
 HASH_FAMILIES: tuple[str, ...] = get_args(HashFamily)
 SCOPES: tuple[str, ...] = get_args(Scope)
 TABLES: tuple[str, ...] = get_args(Table)
+INPUT_GRADIENTS: tuple[str, ...] = get_args(InputGradient)
 MAX_BITS = 20
 
 

@@ -42,6 +42,11 @@ step reuse_layers_2 reuse_layers --seconds 1 --threads 2 --L 16 --H 8 --table fl
     --network fst_wave-448 --network waifu2x-128 --network vgg19
 step reuse_synthetic reuse_layers --seconds 1 --network synthetic
 step reuse_lossless reuse_layers --seconds 1 --network squeezenet-text --network squeezenet-896
+step reuse_gradients reuse_gradients --seconds 1 --threads 1
+step reuse_gradients_layers reuse_gradients --seconds 1 --threads 1 --L 16 --H 8 --layer alexnet-conv2 \
+    --layer alexnet-conv3 --layer vgg19-conv1_2 --layer vgg19-conv2_2 --layer vgg19-conv3_2 --layer vgg19-conv4_2 \
+    --layer vgg19-conv5_2
+step training_step training_step --seconds 5 --network cifarnet
 step plans plans --seconds 3 --time-budget 40 --network cifarnet --network cifarnet-batch-scope --network resnet20 \
     --network squeezenet-text --network squeezenet-lossless-photo --network fst_wave \
     --plot "$results/plots" ${CIFAR_TRAIN:+--cifar-train "$CIFAR_TRAIN"}

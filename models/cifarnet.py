@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+
+from .chain import Layer, build_chain
 
 MEAN = (0.4914, 0.4822, 0.4465)
 """Per-channel mean (R, G, B) of CIFAR-10's training images, in units of rgb / 255."""
@@ -65,7 +66,7 @@ def build_cifarnet(weights: Mapping[str, np.ndarray] | None = None, seed: int = 
     weights = initial_weights(seed) if weights is None else _checked(weights)
     pool = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}
     conv = {"kernel_shape": [5, 5], "pads": [2, 2, 2, 2]}
-    layers: list[tuple[str, str, dict[str, Any]]] = [
+    layers: list[Layer] = [
         ("Conv", "conv1", conv),
         ("Relu", "relu1", {}),
         ("MaxPool", "pool1", pool),
@@ -81,21 +82,7 @@ def build_cifarnet(weights: Mapping[str, np.ndarray] | None = None, seed: int = 
         ("Relu", "relu4", {}),
         ("Gemm", "logits", {"transB": 1}),
     ]
-    nodes = []
-    previous = "x"
-    for op, name, attributes in layers:
-        parameters = [f"{name}.weight", f"{name}.bias"] if op in ("Conv", "Gemm") else []
-        nodes.append(helper.make_node(op, [previous, *parameters], [name], name=name, **attributes))
-        previous = name
-    graph = helper.make_graph(
-        nodes,
-        "cifarnet",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 32, 32])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 10])],
-        [numpy_helper.from_array(weights[name], name) for name in WEIGHT_SHAPES],
-    )
-    opsets = [helper.make_opsetid("", 17)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=8, producer_name="adr_tvm")
+    return build_chain("cifarnet", layers, {name: weights[name] for name in WEIGHT_SHAPES}, (3, 32, 32), 10)
 
 
 def _checked(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

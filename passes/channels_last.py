@@ -18,7 +18,7 @@ from adr_tvm._tvm import calls, mutate, relax_functions
 from adr_tvm.passes.fold_shapes import FoldShapes
 from adr_tvm.passes.sink_transposes import UNARY, SinkTransposes
 
-NAMED_OPS = ("relax.nn.conv2d", "relax.nn.conv2d_transpose", "relax.matmul")
+NAMED_OPS = ("relax.nn.conv2d", "relax.nn.conv2d_transpose", "relax.matmul", "relax.nn.batch_norm")
 LAYOUTS = {"relax.nn.conv2d": ["NHWC", "HWIO"], "relax.nn.conv2d_transpose": ["NHWC", "IOHW"]}
 STAND_IN = "relax.nn.silu"
 

@@ -16,7 +16,6 @@ from adr_tvm.passes.lowering_pad import lower_pad, lower_slice
 from adr_tvm.passes.lowering_permute import lower_permute
 from adr_tvm.passes.lowering_pooling import lower_mean, lower_pool
 from adr_tvm.passes.norm_patterns import Chains
-from adr_tvm.schedules.lrn import BETAS
 from adr_tvm.schedules.register_tile import Isa, isa_of
 
 # Each returns the lowered form of a call, or None where its kernel does not apply.
@@ -47,7 +46,7 @@ class _Lowerer(PyExprMutator):
             return self.visit_expr_post_order(call)
         if (norm := self.chains.instance_norm(call)) is not None:
             return lower_instance_norm(self.builder_, norm, self.chains, self.visit_expr, self.isa)
-        if (response := self.chains.lrn(call)) is not None and response.beta in BETAS:
+        if (response := self.chains.lrn(call)) is not None:
             return lower_lrn(self.builder_, response, self.visit_expr, self.isa)
         if (chain := CHAINS.get(call.op.name)) is not None:
             lowered = chain(self.builder_, call, self.chains, self.visit_expr)

@@ -71,10 +71,10 @@ class _Lowering:
         image = tensor_type([x.ty.shape[0], g.OH, g.OW, g.M])
         setting = ops.setting_of(self.call)
         lower = self._rows if setting.granularity == "row" else self._vectors
-        y, stats = lower(x, setting, image)
+        y, stats, *saved = lower(x, setting, image)
         if dense:
             y = self.bb.emit(relax.op.reshape(y, out.shape))
-        return relax.Tuple([y, stats])
+        return relax.Tuple([y, stats, *(saved if ops.is_training(self.call) else [])])
 
     def _call(self, kernel: str, func: tirx.PrimFunc, args: list[Any], out: Any) -> relax.Call:
         return relax.call_tir(self.bb.add_func(func, f"adr_{kernel}"), args, out)
@@ -97,7 +97,8 @@ class _Lowering:
             prepared(self.bb, self.call.args[4], lambda v: pad_planes(v, np.inf), te_pad_thresholds),
         )
 
-    def _vectors(self, x: relax.Expr, setting: ReuseSetting, image: Any) -> tuple[relax.Expr, relax.Expr]:
+    def _vectors(self, x: relax.Expr, setting: ReuseSetting, image: Any) -> list[relax.Expr]:
+        """y, stats, ids and centroids."""
         g = self.geometry
         source = vector_source(g, setting)
         U, G = units(setting, x.ty.shape[0])
@@ -125,9 +126,10 @@ class _Lowering:
         schedule = reuse_schedule(self.target, g, setting, static_shape(x)[0])
         kernel = gemm_scatter(g, setting, self.activation, self.tile, schedule)
         y = self._call(f"{setting.granularity}_gemm_scatter", kernel, [x, *self._weights(), *parts], image)
-        return self.bb.emit(y), parts[4]
+        return [self.bb.emit(y), parts[4], parts[0], parts[2]]
 
-    def _rows(self, x: relax.Expr, setting: ReuseSetting, image: Any) -> tuple[relax.Expr, relax.Expr]:
+    def _rows(self, x: relax.Expr, setting: ReuseSetting, image: Any) -> list[relax.Expr]:
+        """y, stats, ids and centroids."""
         g = self.geometry
         U, G = units(setting, x.ty.shape[0])
         N = G * g.rows
@@ -140,8 +142,8 @@ class _Lowering:
                 [rows, rows, rows, rows, centroids, tensor_type([U, 2], "int32")],
             )
         )
-        lead, reps, source, means, stats = (self.bb.emit(relax.TupleGetItem(found, i)) for i in range(1, 6))
+        ids, lead, reps, source, means, stats = (self.bb.emit(relax.TupleGetItem(found, i)) for i in range(6))
         kernel = gemm_rows(g, setting, self.activation, self.tile)
         partial = self.bb.emit(self._call("row_gemm", kernel, [x, *self._weights(), lead, reps, source, means], image))
         copy = self.bb.add_func(scatter_rows(g, setting), "adr_row_scatter")
-        return self.bb.emit(relax.op.call_tir_inplace(copy, [lead, partial], [1], image)), stats
+        return [self.bb.emit(relax.op.call_tir_inplace(copy, [lead, partial], [1], image)), stats, ids, means]

@@ -11,28 +11,45 @@ from adr_tvm.schedules.register_tile import Isa
 from adr_tvm.schedules.spatial_mean import spatial_mean
 
 
-def lower_pool(bb: relax.BlockBuilder, call: relax.Call, isa: Isa) -> relax.Expr | None:
-    """The lowered form of ``nn.max_pool2d`` or ``nn.avg_pool2d``; None where it is not NHWC float32 of a fixed size."""
+def pool_geometry(call: relax.Call) -> ConvGeometry | None:
+    """The geometry of a call of ``nn.max_pool2d`` or ``nn.avg_pool2d``; None unless NHWC float32 of fixed size.
+
+    What windows that reach over the edge in ceil mode lack, they find in more padding.
+    """
     a, shape, out = call.attrs, static_shape(call.args[0]), static_shape(call)
     layouts = (str(a.layout), str(a.out_layout))
     if layouts != ("NHWC", "NHWC") or str(call.ty.dtype) != "float32" or None in shape[1:]:
         return None
     _, H, W, C = shape
     (KH, KW), (SH, SW), (DH, DW) = ([int(v) for v in values] for values in (a.pool_size, a.strides, a.dilation))
-    top, left, bottom, right = (int(v) for v in a.padding)
-    # What windows that reach over the edge in ceil mode lack, they find in more padding.
+    top, left, bottom, right = pool_padding(call)
     over_y = (out[1] - 1) * SH + DH * (KH - 1) + 1 - H - top - bottom
     over_x = (out[2] - 1) * SW + DW * (KW - 1) + 1 - W - left - right
+    padding = (top, left, bottom + max(0, over_y), right + max(0, over_x))
+    return ConvGeometry(H, W, C, KH, KW, C, (SH, SW), padding, (DH, DW))
+
+
+def pool_padding(call: relax.Call) -> tuple[int, int, int, int]:
+    """The padding (top, left, bottom, right) that a call asks for."""
+    top, left, bottom, right = (int(v) for v in call.attrs.padding)
+    return top, left, bottom, right
+
+
+def lower_pool(bb: relax.BlockBuilder, call: relax.Call, isa: Isa) -> relax.Expr | None:
+    """The lowered form of ``nn.max_pool2d`` or ``nn.avg_pool2d``; None where it is not NHWC float32 of a fixed size."""
+    geometry = pool_geometry(call)
+    if geometry is None:
+        return None
     kind: Kind = "max" if is_op(call, "relax.nn.max_pool2d") else "average"
-    if kind == "average" and a.count_include_pad and any((top, left, bottom, right)):
-        if over_y > 0 or over_x > 0:
+    padding = pool_padding(call)
+    if kind == "average" and call.attrs.count_include_pad and any(padding):
+        if geometry.padding != padding:
             return None  # entries beyond the padding do not count
         kind = "average with padding"
-    padding = (top, left, bottom + max(0, over_y), right + max(0, over_x))
-    geometry = ConvGeometry(H, W, C, KH, KW, C, (SH, SW), padding, (DH, DW))
-    if kind == "average" and (out[1], out[2], *padding) == (1, 1, 0, 0, 0, 0) and (KH, KW) == (H, W):
+    windows = (geometry.OH, geometry.OW, *geometry.padding)
+    if kind == "average" and windows == (1, 1, 0, 0, 0, 0) and (geometry.KH, geometry.KW) == (geometry.H, geometry.W):
         return _mean(bb, call, isa)
-    kernel = bb.add_func(pool2d(geometry, kind, isa, shape[0]), "adr_pool2d")
+    kernel = bb.add_func(pool2d(geometry, kind, isa, static_shape(call.args[0])[0]), "adr_pool2d")
     return relax.call_tir(kernel, [call.args[0]], call.ty)
 
 

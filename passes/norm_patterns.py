@@ -106,6 +106,8 @@ class Chains:
         before, *sides, after = (int(a.padding[i]) for i in (0, 1, 2, 4, 5, 3))
         if set(ones) != {1} or any(sides) or before + after + 1 != size or not (a.count_include_pad or size == 1):
             return None
+        if not (alpha >= 0 and bias > 0):  # what is raised to a power must be positive
+            return None
         return LrnChain(x, before, after, alpha, beta, bias)
 
     def value(self, expr: relax.Expr) -> Any:
@@ -174,8 +176,10 @@ class Chains:
         return expr if sorted(axes) == [1, 2] else None
 
     def _power(self, expr: relax.Expr) -> tuple[Any, float]:
-        """(s, beta) of s ^ beta as ``SimplifyPower`` writes it."""
+        """(s, beta) of s ^ beta as ``SimplifyPower`` leaves it."""
         found = self.value(expr)
+        if is_op(found, "relax.power") and (exponent := self._scalar(found.args[1])) is not None:
+            return self.value(found.args[0]), exponent
         if is_op(found, "relax.sqrt"):
             return self.value(found.args[0]), 0.5
         if is_op(found, "relax.multiply"):

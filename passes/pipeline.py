@@ -13,10 +13,13 @@ from tvm import relax
 from tvm.target import Target
 
 from adr_tvm.passes.adaptive_deep_reuse import AdaptiveDeepReuse
+from adr_tvm.passes.append_loss import AppendLoss
+from adr_tvm.passes.append_updates import AppendUpdates, Update
 from adr_tvm.passes.branch_on_repetition import BranchOnRepetition
 from adr_tvm.passes.channels_last import ChannelsLast
 from adr_tvm.passes.conv_transpose_to_conv import ConvTransposeToConv
 from adr_tvm.passes.dense_entry import DenseEntry
+from adr_tvm.passes.differentiate import Differentiate
 from adr_tvm.passes.dump_ir import DumpIR
 from adr_tvm.passes.expose_counts import ExposeCounts
 from adr_tvm.passes.fold_batch_norm import FoldBatchNorm
@@ -25,6 +28,7 @@ from adr_tvm.passes.fold_scales import FoldScales
 from adr_tvm.passes.fold_shapes import FoldShapes
 from adr_tvm.passes.fuse_epilogue import FuseEpilogue
 from adr_tvm.passes.fuse_residual import FuseResidual
+from adr_tvm.passes.inference_form import InferenceForm
 from adr_tvm.passes.lower_operators import LowerOperators
 from adr_tvm.passes.lower_tensor_ops import LowerTensorOps
 from adr_tvm.passes.mark_candidates import CandidateRules, MarkCandidates
@@ -32,9 +36,13 @@ from adr_tvm.passes.mark_no_alias import MarkNoAlias
 from adr_tvm.passes.merge_calls import MergeCalls
 from adr_tvm.passes.observe_candidates import ObserveCandidates
 from adr_tvm.passes.reshape_views import KEPT, ReshapeViews
+from adr_tvm.passes.reuse_in_training import ReuseInTraining
 from adr_tvm.passes.schedule_loops import ScheduleLoops
+from adr_tvm.passes.seed_dropout import SeedDropout
 from adr_tvm.passes.simplify_power import SimplifyPower
+from adr_tvm.passes.training_operators import TrainingOperators
 from adr_tvm.plan import ReusePlan
+from adr_tvm.train.stage import Stage
 
 Passes = list[Any]  # of tvm.transform.Pass
 
@@ -59,6 +67,41 @@ def canonicalise(rules: CandidateRules | None = None) -> Passes:
         # Which of them may be rewritten, and why the others may not.
         MarkCandidates(rules),
     ]
+
+
+def canonicalise_for_training() -> Passes:
+    """Bring an imported network into the form that is trained: as above, without what only inference allows."""
+    return [
+        SimplifyPower(),
+        ChannelsLast(),
+        # Chains and operators without a gradient become operators of ours that have one.
+        TrainingOperators(),
+        FuseEpilogue(),
+        FoldFlatten(),
+    ]
+
+
+def train(stage: Stage, label_smoothing: float, parameters: list[str], updates: list[Update]) -> Passes:
+    """From a network with its weights as parameters to a training step.
+
+    Args:
+        stage: the layers that reuse.
+        label_smoothing: of the loss.
+        parameters: names of the variables to differentiate by.
+        updates: of these, in order.
+    """
+    return [
+        ReuseInTraining(stage),
+        SeedDropout(),
+        AppendLoss(label_smoothing),
+        Differentiate(parameters),
+        AppendUpdates(updates),
+    ]
+
+
+def evaluate() -> Passes:
+    """From a network with its weights as parameters to its inference form."""
+    return [InferenceForm()]
 
 
 def observe(layers: list[str]) -> Passes:

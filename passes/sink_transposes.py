@@ -19,7 +19,12 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from adr_tvm._tvm import constant, is_op, mutate, static_shape
 
-UNARY = {"relax.nn.leakyrelu", "relax.clip", "relax.nn.relu6"}  # also what ConvertLayout has no rule for
+UNARY = {
+    "relax.nn.leakyrelu",
+    "relax.clip",
+    "relax.nn.relu6",
+    "relax.adr.dropout",
+}  # also what ConvertLayout has no rule for
 ELEMENTWISE = UNARY | {
     f"relax.{name}"
     for name in (

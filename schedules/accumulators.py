@@ -76,6 +76,12 @@ class Accumulators:
             for v, column in enumerate(columns):
                 self._set(i, v, self.vector(i, v) + row * column)
 
+    def add(self, value: Callable[[int, int], Expr]) -> None:
+        """Add the vector value(i, v) to vector v of row i."""
+        for i in range(self.rows):
+            for v in range(self.vectors):
+                self._set(i, v, self.vector(i, v) + value(i, v))
+
     def _place(self, i: int, v: int) -> tuple[tirx.Buffer, int]:
         return self._buffers[i // self._together][v], i % self._together
 

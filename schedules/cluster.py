@@ -14,7 +14,7 @@ from tvm.script import tirx as T
 
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.schedules.neuron_vectors import LANES, VectorSource, pixel_entries, vector_source
-from adr_tvm.schedules.numbering import numbering, table_slots
+from adr_tvm.schedules.numbering import SPREAD, numbering, table_slots
 from adr_tvm.schedules.pixel_keys import group_count, pixel_keys
 from adr_tvm.schedules.segment_cluster import number_segments
 from adr_tvm.schedules.transpose_tile import TILE, lanes
@@ -91,14 +91,14 @@ def _number_phase(source: VectorSource, setting: ReuseSetting):
             steps = T.meta_var(numbering(setting, L, Lp, slots_size))
             slots = T.alloc_buffer((slots_size,), "int32")
             known = T.alloc_buffer((cap,), "int64")
-            sums = T.alloc_buffer((cap, Lp), "float32")
-            bases = T.alloc_buffer((cap, Lp), "float32")
-            sizes = T.alloc_buffer((cap,), "int32")
+            sums = T.alloc_buffer((cap + SPREAD, Lp), "float32")
+            bases = T.alloc_buffer((cap + SPREAD, Lp), "float32")
+            sizes = T.alloc_buffer((cap + SPREAD,), "int32")
             v = T.alloc_buffer((Lp,), "float32", scope="local")
             seen = T.alloc_buffer((1,), "int32", scope="local")
             n = T.alloc_buffer((2,), "int32", scope="local")
             id = T.alloc_buffer((1,), "int32", scope="local")
-            steps.begin(slots, n)
+            steps.begin(slots, sums, bases, sizes, n)
             for i in range(G * map_size):
                 ids[u, s, i] = NO_VECTOR
             for g in range(G):
@@ -110,7 +110,7 @@ def _number_phase(source: VectorSource, setting: ReuseSetting):
                             load(X, u + g, p, s, v, seen)
                         chunks = T.meta_var(chunks_of(X, u + g, p, s) if in_place else chunks_of_copy(v))
                         word = T.meta_var(words[u, s, g * padded + p] if exact else T.cast(code, "int64"))
-                        steps.place(chunks, v, word, slots, known, sums, bases, sizes, n, id)
+                        steps.place(chunks, v, word, p, slots, known, sums, bases, sizes, n, id)
                     elif code == NON_FINITE:
                         n[1] = n[1] + 1
                     ids[u, s, g * map_size + map_index(p)] = id[0]
@@ -216,7 +216,7 @@ def cluster(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
         counts = T.match_buffer(n, (U, T.int64(S), T.int64(2)), "int32")
         stats = T.match_buffer(st, (U, T.int64(2)), "int32")
         if at_once:
-            number_all(X, planes, thresholds, ids, centroids, counts, U, G, cap)
+            number_all(X, planes, thresholds, ids, centroids, counts, B, U, G, cap)
         else:
             codes = T.alloc_buffer((U, S, G * padded), "int32")
             if exact:

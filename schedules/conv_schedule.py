@@ -6,7 +6,7 @@ same order, whatever the schedule.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.schedules.register_tile import Isa, RegisterTile, conv_tile
@@ -31,6 +31,7 @@ class ConvSchedule:
         k_step: entries of K packed at once, about; partial sums wait in a buffer between steps.
         groups: tasks that a chunk is shared among, each with blocks of output channels of its own.
         parallel: whether threads share the tasks.
+        fetch: whether weights and pixels are fetched to L2 while those before them are multiplied.
     """
 
     tile: RegisterTile
@@ -38,6 +39,7 @@ class ConvSchedule:
     k_step: int = K_STEP
     groups: int = 1
     parallel: bool = True
+    fetch: bool = False
 
     def __post_init__(self) -> None:
         if min(self.panels, self.k_step, self.groups) < 1:
@@ -45,22 +47,23 @@ class ConvSchedule:
 
 
 def default_conv_schedule(
-    isa: Isa, geometry: ConvGeometry, batch: int | None = None, threads: int = THREADS
+    isa: Isa, geometry: ConvGeometry, batch: int | None = None, threads: int = THREADS, fetch: bool = False
 ) -> ConvSchedule:
     """A good schedule without any measurement.
 
     Args:
         batch: images in a call; None where it is known only then, and one is assumed.
         threads: that the work should divide among evenly.
+        fetch: as in the schedule.
     """
     rows = geometry.rows * (batch or 1)
     # A dense layer may be called with one row or with thousands.
     seen = 1024 if batch is None and geometry.rows == 1 else rows
     tile = conv_tile(isa, seen, geometry.M, geometry.K <= SHORT_ROW and not reads_directly(geometry))
-    schedule = schedule_for_tile(tile, geometry, rows, threads)
+    schedule = replace(schedule_for_tile(tile, geometry, rows, threads), fetch=fetch)
     if batch is None or 2 * rows * geometry.K * geometry.M >= SERIAL_FLOPS:
         return schedule
-    return ConvSchedule(tile, schedule.panels, schedule.k_step, 1, parallel=False)
+    return replace(schedule, groups=1, parallel=False)
 
 
 def schedule_for_tile(tile: RegisterTile, geometry: ConvGeometry, rows: int, threads: int = THREADS) -> ConvSchedule:

@@ -24,6 +24,7 @@ from adr_tvm.schedules.im2col import copy_runs, copy_units
 from adr_tvm.schedules.register_tile import RegisterTile
 
 PAGE = 1024  # floats of a page of memory
+LARGE_INPUT = 1024 * 1024  # bytes of an image that do not stay in L2
 LINE = 16  # floats of a cache line; a row pitch of an odd number of lines keeps packed rows out of each other's sets
 
 
@@ -55,6 +56,12 @@ def pieces(count: int, lanes: int) -> list[tuple[int, int]]:
     return found
 
 
+def to_cache(buffer: tirx.Buffer, *place: Any, level: int = 2) -> None:
+    """Fetch the cache line that an entry of a buffer would be in, even beyond its end, to L1 or L2."""
+    address = T.address_of(buffer[place])
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, T.int32(0), T.int32(4 - level), T.int32(1)))
+
+
 def conv_task(
     geometry: ConvGeometry, activation: Activation, schedule: ConvSchedule, to: Destination, gather: Any = None
 ):
@@ -64,6 +71,7 @@ def conv_task(
     rows than those of the image: inline ``(X, A, first, i, step, end)``, step of K of row first + i to A[i].
     """
     H, W, C, OW, M, K, rows = geometry.H, geometry.W, geometry.C, geometry.OW, geometry.M, geometry.K, geometry.rows
+    KH, KW = geometry.KH, geometry.KW
     SH, SW = geometry.strides
     MR, NR, chunk = schedule.tile.MR, schedule.tile.NR, schedule.tile.MR * schedule.panels
     vectors, lanes = schedule.tile.vectors, NR // schedule.tile.vectors
@@ -74,6 +82,14 @@ def conv_task(
     count, width = steps.count, steps.together * steps.entries
     pitch = (-(-width // LINE) | 1) * LINE
     direct, whole_rows = gather is None and reads_directly(geometry), count == 1 and geometry.dilation[1] == 1
+    # Floats that each entry of K fetches. A panel's share of the next block: it is all there after the last panel.
+    weights_ahead = -(-NR // schedule.panels) if schedule.fetch and in_group * count > 1 else 0
+    # The rows of the next panel: they lie one behind the other.
+    far_rows = direct and SH * SW == 1 and 4 * rows * C >= LARGE_INPUT
+    rows_ahead = MR * count if schedule.fetch and far_rows else 0
+    # What the next chunk packs: the pixels that follow those of this one.
+    packs = gather is None and not direct
+    pixels_ahead = -(-MR * SH * SW * count // (KH * KW)) if schedule.fetch and packs else 0
     runs, units = copy_runs(geometry), copy_units(geometry, steps)
     act = activation_expr(activation)
     residual, offset, (YS, XS), (Y0, X0) = to.residual, to.offset, to.strides, to.origin
@@ -88,17 +104,39 @@ def conv_task(
 
     pack = pack_image if gather is None else gather
 
+    def following(slot, here, group, step):
+        """Block and entry of K that are multiplied next; the last of a task is followed by its first."""
+        last = slot + 1 == here
+        return (
+            group * in_group + T.if_then_else(last, 0, slot + 1),
+            T.if_then_else(last, (step + 1) % count, step) * width,
+        )
+
     @T.inline
     def touch(packed, block, step, length):
         # The processor fetches ahead within a page, not across pages: on its own it would wait at each new one.
         if block < blocks:
             for q in range((length + (in_page - 1)) // in_page):
-                place = T.address_of(packed[block, step * width + q * in_page, 0])
-                T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", place, T.int32(0), T.int32(3), T.int32(1)))
+                to_cache(packed, block, step * width + q * in_page, 0, level=1)
+
+    def fetch_weights(packed, after, index):
+        for start in range(0, weights_ahead, LINE):
+            to_cache(packed, after[0], after[1], index * weights_ahead + start)
+
+    def fetch_rows(X, row, k):
+        for start in range(0, rows_ahead, LINE):
+            to_cache(X, row * C + k * rows_ahead + start)
+
+    def fetch_chunk(X, row, index):
+        down = row // rows * H + row % rows // OW * SH + (KH - 1) * geometry.dilation[0] - geometry.padding[0]
+        for start in range(0, pixels_ahead, LINE):
+            to_cache(X, (down * W + row % OW * SW) * C + index * pixels_ahead + start)
 
     @T.inline
-    def multiply_packed(acc, A, panel, packed, block, step, length):
+    def multiply_packed(acc, X, row, A, panel, packed, block, step, length, after):
         for k in range(length):
+            fetch_weights(packed, after, panel * length + k)
+            fetch_chunk(X, row + chunk, panel * length + k)
             acc.add_products(
                 lambda i: A[panel * MR + i, k], lambda v: packed[block, step * width + k, across(v * lanes, lanes)]
             )
@@ -110,8 +148,10 @@ def conv_task(
         return here * C
 
     @T.inline
-    def multiply_input(acc, X, row, end, packed, block, step, length):
+    def multiply_input(acc, X, row, end, panel, packed, block, step, length, after):
         for k in range(length):
+            fetch_weights(packed, after, panel * length + k)
+            fetch_rows(X, row + MR, k)
             acc.add_products(
                 lambda i: X[input_row(row + i, end) + (step * width + k)],
                 lambda v: packed[block, step * width + k, across(v * lanes, lanes)],
@@ -180,9 +220,12 @@ def conv_task(
             if not direct:
                 for i in range(panels * MR):
                     pack(X, A, first, i, step, end)
-            for slot in range(T.min(in_group, blocks - group * in_group)):
+            here = T.meta_var(T.min(in_group, blocks - group * in_group))
+            for slot in range(here):
                 block = T.meta_var(group * in_group + slot)
-                touch(packed, block + 1, step, length)
+                after = T.meta_var(following(slot, here, group, step))
+                if weights_ahead == 0:
+                    touch(packed, block + 1, step, length)
                 for panel in range(panels):
                     acc = T.meta_var(Accumulators(MR, vectors, lanes))
                     if step == 0:
@@ -190,9 +233,9 @@ def conv_task(
                     else:
                         load_sums(acc, sums, slot, panel * MR)
                     if direct:
-                        multiply_input(acc, X, first + panel * MR, end, packed, block, step, length)
+                        multiply_input(acc, X, first + panel * MR, end, panel, packed, block, step, length, after)
                     else:
-                        multiply_packed(acc, A, panel, packed, block, step, length)
+                        multiply_packed(acc, X, first, A, panel, packed, block, step, length, after)
                     if step == count - 1:
                         store(acc, bias, R, Y, first + panel * MR, end, block)
                     else:

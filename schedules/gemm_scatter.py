@@ -24,7 +24,7 @@ from adr_tvm.schedules.neuron_vectors import vector_source
 from adr_tvm.schedules.product_gemm import WeightVectors, product_gemm, product_steps
 from adr_tvm.schedules.product_table import row_of, table_format
 from adr_tvm.schedules.register_tile import RegisterTile
-from adr_tvm.schedules.reuse_schedule import UNROLLED, ReuseSchedule, table_clusters, table_of
+from adr_tvm.schedules.reuse_schedule import BAND_ROWS, UNROLLED, ReuseSchedule, table_clusters, table_of
 from adr_tvm.schedules.transpose_tile import lanes, splat
 from adr_tvm.schedules.vector_key import NON_FINITE
 from adr_tvm.settings import ReuseSetting
@@ -123,8 +123,8 @@ def gemm_scatter(
     rows = schedule.rows
     fill, dense = product_gemm(source, table, rows), dense_image(geometry, activation, tile)
     find_steps = product_steps(source, table, table.levels if table.scaled else 1)
-    bands = min(schedule.bands, grid.rows)
-    band_rows = -(-grid.rows // bands)
+    bands = schedule.bands if setting.scope == "batch" else min(schedule.bands, grid.rows)
+    least = -(-BAND_ROWS // grid.columns)  # rows of a band
     in_piece = piece_columns(grid, at_once)
     segment_size = (clusters + 1 + rows) * taps * table.row
     unit = max(1, min(together, UNROLLED // (taps * at_once * table.vectors)))  # segments written out
@@ -230,35 +230,24 @@ def gemm_scatter(
                 last,
             )
 
+    def lines_of(G, band):
+        """(first, number) of the rows of output pixels of a band, counted through the images of a unit."""
+        lines = G * grid.rows
+        size = T.max(-(-lines // bands), least) if setting.scope == "batch" else -(-grid.rows // bands)
+        return band * size, T.max(T.min(size, lines - band * size), 0)
+
     @T.inline
     def gather(Y, bias, flat, places, ids, gains, step, u, G, block, band, r, first, last):
-        for g in range(G):
-            for i in range(T.min(band_rows, grid.rows - band * band_rows)):
-                y = T.meta_var(band * band_rows + i)
-                for j in range(grid.columns // in_piece):
-                    piece(
-                        Y, bias, flat, places, ids, gains, step, u, g, block, y, j * in_piece, in_piece, r, first, last
-                    )
-                if grid.columns % in_piece > 0:
-                    rest = T.meta_var(grid.columns % in_piece)
-                    piece(
-                        Y,
-                        bias,
-                        flat,
-                        places,
-                        ids,
-                        gains,
-                        step,
-                        u,
-                        g,
-                        block,
-                        y,
-                        grid.columns - rest,
-                        rest,
-                        r,
-                        first,
-                        last,
-                    )
+        begin = T.meta_var(lines_of(G, band)[0])
+        for i in range(lines_of(G, band)[1]):
+            g = T.meta_var((begin + i) // grid.rows)
+            y = T.meta_var((begin + i) % grid.rows)
+            for j in range(grid.columns // in_piece):
+                piece(Y, bias, flat, places, ids, gains, step, u, g, block, y, j * in_piece, in_piece, r, first, last)
+            if grid.columns % in_piece > 0:
+                rest = T.meta_var(grid.columns % in_piece)
+                x = T.meta_var(grid.columns - rest)
+                piece(Y, bias, flat, places, ids, gains, step, u, g, block, y, x, rest, r, first, last)
 
     def add_own_product(own, v, packed, s, t, l, block) -> None:
         for i, weights in enumerate(WeightVectors(packed, block, table).load(source.weight_row(s, t, l))):
@@ -286,27 +275,28 @@ def gemm_scatter(
         """Any number of clusters, and vectors that stand for themselves."""
         own = T.alloc_buffer((NB,), "float32", scope="local")
         output = T.meta_var(_Output(Y, bias, geometry, block, NB, w, act))
-        for g in range(G):
-            for i in range(T.min(band_rows, grid.rows - band * band_rows) * grid.columns):
-                n = T.meta_var(band * (band_rows * grid.columns) + i)
-                if T.And(r == 0, part == 0):
-                    keep(own, zeros())
-                else:
-                    keep(own, output.load(u + g, n))
-                for z in range(T.min(together, S - r * together)):
-                    s = T.meta_var(r * together + z)
-                    for t in range(taps):
-                        q = T.meta_var(g * map_size + tap_index(n, t))
-                        here = T.meta_var(ids[u, s, q] - part * clusters)
-                        if T.And(ids[u, s, q] >= 0, T.And(here >= 0, here < clusters)):
-                            add_row(own, buffer, gains, step, u, s, z, q, t, here)
-                        elif T.And(ids[u, s, q] == NON_FINITE, part == 0):
-                            load(X, u + g, source.tap_position(n, t), s, v, seen)
-                            for l in range(source.valid_length(s)):
-                                add_own_product(own, v, packed, s, t, l, block)
-                if T.And(r == rounds - 1, part == parts - 1):
-                    keep(own, output.finished(values_of(own)))
-                output.store(values_of(own), u + g, n)
+        begin_line = T.meta_var(lines_of(G, band)[0])
+        for i in range(lines_of(G, band)[1] * grid.columns):
+            g = T.meta_var((begin_line * grid.columns + i) // (grid.rows * grid.columns))
+            n = T.meta_var((begin_line * grid.columns + i) % (grid.rows * grid.columns))
+            if T.And(r == 0, part == 0):
+                keep(own, zeros())
+            else:
+                keep(own, output.load(u + g, n))
+            for z in range(T.min(together, S - r * together)):
+                s = T.meta_var(r * together + z)
+                for t in range(taps):
+                    q = T.meta_var(g * map_size + tap_index(n, t))
+                    here = T.meta_var(ids[u, s, q] - part * clusters)
+                    if T.And(ids[u, s, q] >= 0, T.And(here >= 0, here < clusters)):
+                        add_row(own, buffer, gains, step, u, s, z, q, t, here)
+                    elif T.And(ids[u, s, q] == NON_FINITE, part == 0):
+                        load(X, u + g, source.tap_position(n, t), s, v, seen)
+                        for l in range(source.valid_length(s)):
+                            add_own_product(own, v, packed, s, t, l, block)
+            if T.And(r == rounds - 1, part == parts - 1):
+                keep(own, output.finished(values_of(own)))
+            output.store(values_of(own), u + g, n)
 
     @T.prim_func(private=True)
     def kernel(
@@ -355,7 +345,7 @@ def gemm_scatter(
             v = T.alloc_buffer((Lp,), "float32", scope="local")
             seen = T.alloc_buffer((1,), "int32", scope="local")
             most = T.alloc_buffer((2,), "int32", scope="local")  # clusters of the fullest segment; non-finite vectors
-            if stats[u, 1] != 0:
+            if T.And(stats[u, 1] != 0, lines_of(G, band)[1] > 0):
                 if table.scaled:
                     find_steps(centroids, counts, packed, step, inverse, u, block)
                 for r in range(rounds):

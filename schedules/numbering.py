@@ -16,6 +16,7 @@ from adr_tvm.schedules.transpose_tile import TILE, lanes, splat
 from adr_tvm.settings import ReuseSetting
 
 DIRECT_BITS = 12  # up to this many hash bits a key is its own slot
+SPREAD = 16  # rows behind those of clusters that vectors of zeros are added to
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,12 @@ class Numbering:
     """Parts of a kernel that numbers one segment's vectors.
 
     Attributes:
-        begin: inline ``(slots, n)``: nothing is known yet. ``n`` int32 [2]: clusters; non-finite vectors.
-        place: inline ``(chunks, v, word, slots, words, sums, bases, sizes, n, id)``: id[0] = cluster of the vector
-            whose entries are the list ``chunks`` of bound float32 x 16, and whose word is int64 and not negative. It
-            joins its cluster's sum. ``v`` float32 [Lp] is scratch.
+        begin: inline ``(slots, sums, bases, sizes, n)``: nothing is known yet. ``n`` int32 [2]: clusters; non-finite
+            vectors.
+        place: inline ``(chunks, v, word, index, slots, words, sums, bases, sizes, n, id)``: id[0] = cluster of the
+            vector whose entries are the list ``chunks`` of bound float32 x 16, and whose word is int64 and not
+            negative. It joins its cluster's sum. ``v`` float32 [Lp] is scratch; neighbouring vectors have
+            neighbouring ``index``.
         finish: inline ``(centroids, u, s, sums, bases, sizes, n)``: write the means.
     """
 
@@ -39,8 +42,21 @@ def numbering(setting: ReuseSetting, L: int, Lp: int, slots_size: Any) -> Number
     """How to number vectors of L entries, padded to Lp. ``slots_size`` comes from ``table_slots``."""
     exact, direct = setting.hash == "exact", has_direct_slots(setting)
 
-    def open_cluster(chunks, sums, bases, sizes, cluster):
-        T.buffer_store(sizes, 0, [cluster])
+    def is_zero(word):
+        return word == T.int64(1 << setting.H)
+
+    def row_of(word, index, cluster, sizes):
+        """Where a vector is added up.
+
+        The sum of zeros stays zero, but one row for all of them would make each addition wait for the last.
+        """
+        if exact:
+            return cluster
+        spare = T.cast(sizes.shape[0], "int32") - SPREAD
+        return T.bind(T.Select(is_zero(word), spare + T.cast(index % SPREAD, "int32"), cluster))
+
+    def open_cluster(chunks, word, sums, bases, sizes, cluster):
+        T.buffer_store(sizes, 0 if exact else T.Select(is_zero(word), 1, 0), [cluster])
         for c, entries in enumerate(chunks):
             T.buffer_store(bases, entries, [cluster, lanes(c * TILE)])
             T.buffer_store(sums, splat(T.float32(0)), [cluster, lanes(c * TILE)])
@@ -64,18 +80,25 @@ def numbering(setting: ReuseSetting, L: int, Lp: int, slots_size: Any) -> Number
         return clear_if_different
 
     @T.inline
-    def begin(slots, n):
+    def begin(slots, sums, bases, sizes, n):
         n[0] = 0
         n[1] = 0
+        if not exact:
+            for i in range(SPREAD):
+                row = T.meta_var(sizes.shape[0] - SPREAD + i)
+                sizes[row] = 0
+                for c in T.unroll(Lp // TILE):
+                    bases[row, lanes(c * TILE)] = splat(T.float32(0))
+                    sums[row, lanes(c * TILE)] = splat(T.float32(0))
         for i in range(slots_size):
             slots[i] = -1
 
     @T.inline
-    def place(chunks, v, word, slots, words, sums, bases, sizes, n, id):
+    def place(chunks, v, word, index, slots, words, sums, bases, sizes, n, id):
         if direct:
             if slots[word] < 0:
                 slots[word] = n[0]
-                open_cluster(chunks, sums, bases, sizes, n[0])
+                open_cluster(chunks, word, sums, bases, sizes, n[0])
                 n[0] = n[0] + 1
             id[0] = slots[word]
         else:
@@ -90,9 +113,9 @@ def numbering(setting: ReuseSetting, L: int, Lp: int, slots_size: Any) -> Number
                 id[0] = n[0]
                 slots[probe[0]] = n[0]
                 words[n[0]] = word
-                open_cluster(chunks, sums, bases, sizes, n[0])
+                open_cluster(chunks, word, sums, bases, sizes, n[0])
                 n[0] = n[0] + 1
-        add_member(chunks, sums, bases, sizes, id[0])
+        add_member(chunks, sums, bases, sizes, row_of(word, index, id[0], sizes))
 
     @T.inline
     def finish(centroids, u, s, sums, bases, sizes, n):

@@ -23,6 +23,12 @@ MAX_ROWS = 16  # rows of centroids behind the last that a kernel may read
 THREADS = 4  # there may be so many; the machine may have fewer
 BAND_ROWS = 6144  # output pixels for which making the tables anew costs a few per cent
 UNROLLED = 192  # vector additions written out at most
+# `segment` over a whole batch: sums of all its pixels leave the cache between two groups of segments, so groups are
+# larger, and so are blocks; their tables are hardly ever full.
+BATCH_TOGETHER = 8
+BATCH_TABLE_BYTES = 2 * 1024 * 1024
+BATCH_WIDEST = 4
+BATCH_BANDS = 2  # where the number of threads is not known
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,8 @@ class ReuseSchedule:
         channels: output channels of a block, whose tables one task makes and reads.
         together: segments whose products are added up before sums return to the output.
         columns: output pixels whose sums are in registers together.
-        bands: parts of the output rows. Each makes the tables anew, so more than one pays only where threads would
-            have nothing to do.
+        bands: parts of the output rows (``batch``: of those of all images). Each makes the tables anew, so more than
+            one pays only where threads would have nothing to do.
         rows: clusters that the GEMM multiplies at once, at most 16.
     """
 
@@ -63,6 +69,11 @@ def table_clusters(geometry: ConvGeometry, setting: ReuseSetting) -> int:
     return clusters
 
 
+def is_long(setting: ReuseSetting) -> bool:
+    """Whether a unit is a batch of images that an output pixel reads once."""
+    return setting.scope == "batch" and setting.granularity == "segment"
+
+
 def default_reuse_schedule(
     isa: Isa, geometry: ConvGeometry, setting: ReuseSetting, units: int = 1, threads: int = THREADS
 ) -> ReuseSchedule:
@@ -76,6 +87,9 @@ def default_reuse_schedule(
     least = isa.lanes * (2 if table in PAIRED else 1)
     padded = -(-geometry.M // least) * least
     widths = [c for c in range(least, isa.lanes * WIDEST[table] + 1, least) if padded % c == 0]
+    if is_long(setting):
+        widths = [c for c in range(least, isa.lanes * BATCH_WIDEST + 1, least) if padded % c == 0]
+        return fitted(ReuseSchedule(max(widths, default=least), 1, 1, threads), isa, geometry, setting)
     most_bands = max(1, geometry.rows // BAND_ROWS)
     enough = min(threads, 4)
     # Three blocks on two threads take as long as four.
@@ -89,7 +103,10 @@ def fitted(schedule: ReuseSchedule, isa: Isa, geometry: ConvGeometry, setting: R
     """The schedule with as many segments and columns as caches and registers hold."""
     source, table = vector_source(geometry, setting), table_of(geometry, setting)
     row = schedule.channels * BYTES[table]
-    together = TABLE_BYTES // (source.taps * (table_clusters(geometry, setting) + 1) * row)
+    table_bytes = source.taps * (table_clusters(geometry, setting) + 1) * row
+    together = TABLE_BYTES // table_bytes
+    if is_long(setting):
+        together = max(together, min(BATCH_TOGETHER, BATCH_TABLE_BYTES // table_bytes))
     if table.startswith("int"):
         together = min(together, integer_terms(table, source.taps) // source.taps)
     together = max(1, min(together, source.segments))

@@ -13,8 +13,9 @@ from tvm.target import Target
 from adr_tvm._tvm import target_threads
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.schedules.conv_schedule import THREADS, ConvSchedule, default_conv_schedule
+from adr_tvm.schedules.processor import fetches_ahead
 from adr_tvm.schedules.register_tile import isa_of
-from adr_tvm.schedules.reuse_schedule import ReuseSchedule, default_reuse_schedule
+from adr_tvm.schedules.reuse_schedule import BATCH_BANDS, ReuseSchedule, default_reuse_schedule, is_long
 from adr_tvm.schedules.weight_gradient_schedule import WeightGradientSchedule, default_weight_gradient_schedule
 from adr_tvm.settings import ReuseSetting
 
@@ -65,7 +66,8 @@ def conv_schedule(target: Target, geometry: ConvGeometry, batch: int | None) -> 
     tuned = _tuned(target, KernelShape("conv2d", geometry, batch))
     if tuned is not None:
         return tuned
-    return default_conv_schedule(isa_of(target), geometry, batch, target_threads(target) or THREADS)
+    threads = target_threads(target) or THREADS
+    return default_conv_schedule(isa_of(target), geometry, batch, threads, fetches_ahead(target))
 
 
 def reuse_schedule(target: Target, geometry: ConvGeometry, setting: ReuseSetting, batch: int | None) -> ReuseSchedule:
@@ -75,7 +77,10 @@ def reuse_schedule(target: Target, geometry: ConvGeometry, setting: ReuseSetting
         batch: images in a call; None where it is known only then.
     """
     tuned = _tuned(target, KernelShape("reuse", geometry, batch, replace(setting, max_clusters=None)))
-    return default_reuse_schedule(isa_of(target), geometry, setting) if tuned is None else tuned
+    if tuned is not None:
+        return tuned
+    threads = (target_threads(target) or BATCH_BANDS) if is_long(setting) else THREADS
+    return default_reuse_schedule(isa_of(target), geometry, setting, threads=threads)
 
 
 def weight_gradient_schedule(target: Target, geometry: ConvGeometry, batch: int) -> WeightGradientSchedule:

@@ -32,7 +32,9 @@ from benchmarks import (
     machine,
     paired,
     plans,
+    reuse_gradients,
     reuse_layers,
+    training_step,
 )
 from benchmarks.activations import InnerTensors, distinct, onnx_layers
 from benchmarks.ceilings import Ceilings, Level
@@ -47,7 +49,10 @@ from benchmarks.reuse_layers import BASE, Job, around_base, combinations, nmse
 from benchmarks.reuse_roof import reuse_roof
 from benchmarks.synthetic import PROTOTYPES, Prototype, convolution, smooth_image
 
-COMMANDS = [module.COMMAND for module in (dense, dense_layers, growth, machine, plans, reuse_layers)]
+COMMANDS = [
+    module.COMMAND
+    for module in (dense, dense_layers, growth, machine, plans, reuse_gradients, reuse_layers, training_step)
+]
 CEILINGS = Ceilings(1, 100.0, [Level("L1", 1000, 200.0, 250.0), Level("DRAM", None, 20.0, 15.0)])
 
 
@@ -484,6 +489,15 @@ def test_the_script_makes_what_the_document_shows():
     shown = re.findall(r"<!-- (\w+)\.txt", (root / "docs" / "performance.md").read_text())
     assert set(shown) <= {name for name, _ in steps}
     assert {module for _, module in steps} >= {command.name for command in COMMANDS}
+
+
+def test_training_layers_and_their_phases():
+    layer = reuse_gradients.TrainedLayer(ConvGeometry(6, 6, 16, 3, 3, 8, padding=(1, 1, 1, 1)), 4)
+    row = reuse_gradients.measure_layer("small", layer, ReuseSetting("pixel", L=8, H=4, scope="batch"), 1, 1e-3)
+    assert 0 < row.r_c <= 2 * 17 / (2 * 36 * 4)
+    assert all(row.phases[phase] > 0 for phase in reuse_gradients.PHASES)
+    (line,) = reuse_gradients.table([row])
+    assert len(line) == len(reuse_gradients.HEADINGS)
 
 
 # Commands

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from kernel_harness import GEOMETRIES, HAS_FMA, Layer, close, run, run_vm, sample_input, sample_tensors
-from tvm.target import codegen
+from tvm.target import Target, codegen
 
 from adr_tvm._tvm import cpu_target
 from adr_tvm.activation import Activation
@@ -14,7 +14,9 @@ from adr_tvm.geometry import ConvGeometry, dense_geometry
 from adr_tvm.reference import conv2d, conv2d_chain
 from adr_tvm.schedules.conv_schedule import ConvSchedule, default_conv_schedule
 from adr_tvm.schedules.narrow_conv2d import is_narrow
-from adr_tvm.schedules.register_tile import AVX2, AVX512, NEON, SSE, RegisterTile, gemm_tile
+from adr_tvm.schedules.processor import SLOW_L3, fetches_ahead
+from adr_tvm.schedules.register_tile import AVX2, AVX512, NEON, SSE, RegisterTile, gemm_tile, isa_of
+from adr_tvm.schedules.tuned import conv_schedule
 
 ACTIVATIONS = {
     "linear": Activation(),
@@ -64,16 +66,21 @@ def test_the_tile_never_changes_a_byte(M):
         ConvGeometry(6, 5, 33, 3, 3, 5, padding=(2, 1, 1, 2), dilation=(1, 2)),
         ConvGeometry(5, 5, 90, 1, 1, 37),
         ConvGeometry(7, 6, 90, 1, 1, 37, strides=(2, 2)),
+        ConvGeometry(64, 64, 65, 1, 1, 20),
         dense_geometry(5, 900, 3),
     ],
-    ids=["3x3", "dilated", "1x1", "1x1_stride2", "dense"],
+    ids=["3x3", "dilated", "1x1", "1x1_stride2", "1x1_large", "dense"],
 )
 def test_no_schedule_changes_a_byte(geometry):
     tensors, x = sample_tensors(Layer(geometry)), sample_input(geometry, 2)
     expected = _agrees(Layer(geometry), batch=2)
     for tile in (RegisterTile(3, 16), RegisterTile(9, 48)):
-        for panels, k_step, groups, parallel in ((1, 20, 1, True), (2, 64, 3, True), (3, 1000, 2, False)):
-            schedule = ConvSchedule(tile, panels, k_step, groups, parallel)
+        for schedule in (
+            ConvSchedule(tile, 1, 20),
+            ConvSchedule(tile, 1, 20, fetch=True),
+            ConvSchedule(tile, 2, 64, groups=3, fetch=True),
+            ConvSchedule(tile, 3, 1000, groups=2, parallel=False),
+        ):
             np.testing.assert_array_equal(run(Layer(geometry, schedule=schedule), tensors, x).y, expected)
 
 
@@ -102,6 +109,17 @@ def test_every_default_schedule_fits_the_registers_and_covers_the_work():
                 vectors = schedule.tile.NR // isa.lanes
                 assert schedule.tile.MR * vectors + vectors < isa.registers
                 assert 1 <= schedule.groups <= -(-M // schedule.tile.NR)
+
+
+def test_what_fetches_ahead():
+    known = codegen.llvm_get_cpu_archlist(Target("llvm"))
+    for name in SLOW_L3:
+        target = cpu_target(name)
+        assert fetches_ahead(target) and isa_of(target) == AVX512 and name in known
+        assert conv_schedule(target, GEOMETRIES["3x3"], 1).fetch
+    for name in ("znver5", "haswell"):
+        assert not fetches_ahead(cpu_target(name)) and not conv_schedule(cpu_target(name), GEOMETRIES["3x3"], 1).fetch
+    assert not fetches_ahead(Target("llvm"))
 
 
 @pytest.mark.parametrize("name", ["3x3", "one_row"])

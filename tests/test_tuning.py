@@ -144,6 +144,7 @@ def test_space(isa, geometry):
     assert fits_registers(default.tile, isa)
     costs = [conv_cost(s, isa, geometry, geometry.rows, threads) for s in [default, *schedules] for threads in (1, 2)]
     assert all(np.isfinite(cost) and cost > 0 for cost in costs)
+    assert any(s.fetch for s in schedules)
 
 
 def test_a_free_batch_keeps_threads_and_small_tiles_out():

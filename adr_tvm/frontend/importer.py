@@ -8,6 +8,8 @@ import logging
 import math
 import warnings
 from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +18,7 @@ from tvm import relax
 from tvm.relax.frontend.onnx import onnx_frontend
 
 from adr_tvm.errors import AdrError, ModelError
-from adr_tvm.frontend.converters import CONVERTERS
+from adr_tvm.frontend.converters import CONVERTERS, TRAINING_CONVERTERS
 from adr_tvm.frontend.onnx_limits import Limits, node_label, one_line, quoted, size_text
 from adr_tvm.frontend.onnx_model import CheckedModel
 
@@ -38,8 +40,12 @@ _REFUSED = {
 """Standard operators that TVM's importer has, or says it has, but must not get, with the reason."""
 
 
-def import_onnx(checked: CheckedModel) -> tvm.IRModule:
+def import_onnx(checked: CheckedModel, training: bool = False) -> tvm.IRModule:
     """Convert a checked model to Relax.
+
+    Args:
+        checked: the model.
+        training: keep what does nothing at inference (dropout).
 
     Returns:
         A module whose ``main`` takes exactly the graph inputs, in order, and returns the output, or a tuple
@@ -51,7 +57,7 @@ def import_onnx(checked: CheckedModel) -> tvm.IRModule:
     """
     path, graph = one_line(checked.path), checked.proto.graph
     _check_supported(path, graph)
-    importer = _Importer(checked.limits)
+    importer = _Importer(checked.limits, TRAINING_CONVERTERS if training else CONVERTERS)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed), warnings.catch_warnings():
@@ -109,9 +115,9 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
 
     position = "inputs"
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, converters: Mapping[str, Any]) -> None:
         super().__init__({}, "float32")
-        self._limits = limits
+        self._limits, self._converters = limits, converters
 
     def from_onnx(self, graph, opset):
         try:
@@ -134,7 +140,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
     def _convert_operator(self, op_name, inputs, attrs, opset):
         node = self._by_name[attrs["tvm_custom"]["name"]]
         self.position = node_label(node)
-        converter = CONVERTERS.get(op_name) or onnx_frontend._get_convert_map()[op_name]
+        converter = self._converters.get(op_name) or onnx_frontend._get_convert_map()[op_name]
         builder = _SpanBuilder(self.bb, node.name)
         result = converter.get_converter(opset)(builder, inputs, attrs, [self._nodes, self._params])
         if isinstance(result, relax.Expr):

@@ -91,8 +91,8 @@ def scatter(layer: LayerResult) -> Scatter | None:
     return Scatter(
         points,
         " ".join(f"{px},{py}" for px, py in front) if len(front) > 1 else "",
-        [Tick(x(value), f"{value:g}") for value in _linear_ticks(1.06 * longest)],
-        [Tick(y(value), f"{value:g}") for value in _log_ticks(bottom, top, low)]
+        [Tick(x(value), f"{value:g}") for value in linear_ticks(1.06 * longest)],
+        [Tick(y(value), f"{value:g}") for value in log_ticks(bottom, top, low)]
         + ([Tick(BOTTOM, "0")] if has_zero else []),
         None if dense is None else x(dense),
     )
@@ -102,14 +102,14 @@ def _known(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 
-def _linear_ticks(end: float) -> list[float]:
+def linear_ticks(end: float) -> list[float]:
     """0 and three to five round numbers up to ``end``."""
     step = 10 ** math.floor(math.log10(end))
     step = next(step * share for share in (2, 1, 0.5, 0.25) if end / (step * share) >= 3)
     return [step * index for index in range(int(end / step) + 1)]
 
 
-def _log_ticks(bottom: float, top: float, low: float) -> list[float]:
+def log_ticks(bottom: float, top: float, low: float) -> list[float]:
     """Up to five round numbers between the powers of ten ``bottom`` and ``top``, none far below ``low``."""
     bottom = max(bottom, math.log10(low) - 0.12)
     decades = range(math.floor(bottom), math.ceil(top) + 1)

@@ -71,12 +71,12 @@ def render_report(result: NetworkResult) -> str:
         number=formats.number,
         percent=formats.percent,
         setting=formats.setting_text,
-        short=_short,
+        short=short,
     )
-    source = resources.files("adr_tvm.report").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
     plots = [(layer, plot) for layer in result.layers if (plot := charts.scatter(layer)) is not None]
-    return environment.from_string(source).render(
+    return environment.from_string(template("report.html.j2")).render(
         result=result,
+        style=template("page.css"),
         summary=formats.summary_line(result),
         version=__version__,
         tiles=_tiles(result),
@@ -91,7 +91,12 @@ def render_report(result: NetworkResult) -> str:
     )
 
 
-def _short(name: str) -> str:
+def template(name: str) -> str:
+    """A file of ``templates``."""
+    return resources.files("adr_tvm.report").joinpath(f"templates/{name}").read_text(encoding="utf-8")
+
+
+def short(name: str) -> str:
     """The two ends of a long name: the start says where, the end says which."""
     return name if len(name) <= SHORT_NAME else f"{name[: SHORT_NAME // 3]}…{name[-SHORT_NAME * 2 // 3 :]}"
 

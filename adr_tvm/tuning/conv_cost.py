@@ -15,6 +15,7 @@ from adr_tvm.schedules.register_tile import IN_FLIGHT, Isa
 L2_BYTES = 1 << 19  # of weights, beside rows of X
 L2_VECTOR = 3.5  # of weights on its way from L2, which happens beside the multiply-adds
 FAR_VECTOR = 5.0  # of weights that come from beyond L2
+FETCHED = 0.5  # of that, where they are fetched meanwhile; as little as 0.1 where L3 is slow (Emerald Rapids)
 TALL, TALL_ROW = 9, 0.015  # what each row of a tile above so many adds to its time
 LOOP = 1.0  # of a step of K
 PACK = 0.5  # an entry of a row of X
@@ -39,6 +40,7 @@ def conv_cost(schedule: ConvSchedule, isa: Isa, geometry: ConvGeometry, rows: in
     packed = 0.0 if reads_directly(geometry) else PACK * in_chunk * tile.MR * geometry.K
     partial = PARTIAL * (steps.count - 1) * in_chunk * tile.MR * in_group * vectors
     far = FAR_VECTOR if 4 * geometry.K * in_group * tile.NR > L2_BYTES else 0.0
+    far *= FETCHED if schedule.fetch else 1.0
     task = in_chunk * in_group * geometry.K * step + packed + partial + far * geometry.K * in_group * vectors + TASK
     tasks = chunks * schedule.groups
     if not schedule.parallel:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.schedules.conv_schedule import ConvSchedule, k_steps, reads_directly
 from adr_tvm.schedules.register_tile import MAX_VECTORS, Isa, RegisterTile
@@ -29,14 +31,15 @@ def conv_schedules(isa: Isa, geometry: ConvGeometry, rows: int, serial: bool = T
         serial: whether small kernels may leave all work to one thread.
     """
     found = [
-        ConvSchedule(tile, panels, k_step, groups)
+        ConvSchedule(tile, panels, k_step, groups, fetch=fetch)
         for tile in tiles(isa, rows, geometry.M)
         for panels in panel_counts(tile, rows)
         for k_step in step_lengths(geometry)
         for groups in group_counts(tile, geometry, -(-rows // (panels * tile.MR)))
+        for fetch in (False, True)
     ]
     if serial and 2 * rows * geometry.K * geometry.M <= SERIAL_FLOPS:
-        found += [ConvSchedule(s.tile, s.panels, s.k_step, 1, parallel=False) for s in found if s.groups == 1]
+        found += [replace(s, parallel=False) for s in found if s.groups == 1]
     return found
 
 

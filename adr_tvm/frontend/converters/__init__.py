@@ -2,7 +2,7 @@
 
 from adr_tvm.frontend.converters.clip import Clip
 from adr_tvm.frontend.converters.constant_of_shape import ConstantOfShape
-from adr_tvm.frontend.converters.dropout import Dropout
+from adr_tvm.frontend.converters.dropout import Dropout, TrainingDropout
 from adr_tvm.frontend.converters.expand import Expand
 from adr_tvm.frontend.converters.instance_normalization import InstanceNormalization
 from adr_tvm.frontend.converters.pad import Pad
@@ -20,3 +20,6 @@ CONVERTERS = {
     )
 }
 """Converter classes by ONNX operator; they replace TVM's."""
+
+TRAINING_CONVERTERS = {**CONVERTERS, "Dropout": TrainingDropout}
+"""The same for a network that will be trained."""

@@ -1,0 +1,124 @@
+"""The engine that trains: a network compiled by this package, as the training loop sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tvm
+
+from adr_tvm import ops
+from adr_tvm.errors import ModelError
+from adr_tvm.geometry import ConvGeometry
+from adr_tvm.train.controller import LayerTimes
+from adr_tvm.train.evaluation import Evaluator
+from adr_tvm.train.layer_times import time_layer
+from adr_tvm.train.network import TrainingNetwork
+from adr_tvm.train.optimizers import Optimizer
+from adr_tvm.train.plane_fitting import PlaneFitter
+from adr_tvm.train.stage import LayerReuse, Stage
+from adr_tvm.train.state import TrainingState
+from adr_tvm.train.step import TrainingStep
+
+if TYPE_CHECKING:
+    import onnx
+
+
+class CompiledEngine:
+    """See the module and ``adr_tvm.train.engine.Engine``.
+
+    Args:
+        model_path: the ONNX file.
+        optimizer: how parameters are updated.
+        batch: images of a step.
+        target: TVM's target.
+        label_smoothing: of the loss.
+        name: for reports; None: that of the file.
+        seed: of the dropouts.
+
+    Raises:
+        ModelError: the network cannot be trained, or does not take images.
+    """
+
+    def __init__(
+        self,
+        model_path: str | Path,
+        optimizer: Optimizer,
+        batch: int,
+        target: tvm.target.Target,
+        label_smoothing: float = 0.0,
+        name: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.network = TrainingNetwork(model_path, target)
+        self.optimizer, self.batch, self.label_smoothing, self.seed = optimizer, batch, label_smoothing, seed
+        self.name = name or Path(model_path).stem
+        self.sha256 = self.network.checked.sha256
+        shape = self.network.checked.inputs[0].shape
+        if len(shape) != 4 or not all(isinstance(dim, int) for dim in shape[1:]):
+            raise ModelError(
+                f"{model_path}: its input is {list(shape)}; images [batch, channels, height, width] are expected"
+            )
+        self.input_shape: tuple[int, int, int] = (int(shape[1]), int(shape[2]), int(shape[3]))
+        self.classes = self.network.classes
+        self.candidates: Mapping[str, ConvGeometry] = self.network.candidates
+        self._fitter: PlaneFitter | None = None
+
+    def initial_state(self) -> TrainingState:
+        """The state before the first step."""
+        return TrainingState(self.network.parameters, self.optimizer.slots, self.network.statistics())
+
+    def compile(self, stage: Stage) -> TrainingStep:
+        """A step for a stage, for as many bits as it names."""
+        return TrainingStep(self.network, stage, self.optimizer, self.batch, self.label_smoothing, self.seed)
+
+    def make_planes(self, state: TrainingState, stage: Stage, x: np.ndarray, seed: int) -> None:
+        """Fit the planes of the reusing layers of a stage to a batch x float32 [batch, C, H, W]."""
+        self._observer().fit(state, x, _reusing(stage), seed)
+
+    def measure(self, state: TrainingState, stage: Stage, layers: list[str], x: np.ndarray) -> dict[str, LayerTimes]:
+        """Time a training step of each layer alone, dense and as in ``stage``, on what it sees on a batch."""
+        reusing = {layer: reuse for layer, reuse in _reusing(stage).items() if layer in layers}
+        inputs = self._observer().inputs(state, x)
+        calls = {ops.layer_name(call): call for call in self._calls()}
+        first = next(iter(calls))
+        found = {}
+        for layer, reuse in reusing.items():
+            planes = state.planes[layer]
+            exact = replace(reuse, setting=replace(reuse.setting, H=planes.planes.shape[2]))
+            tables = planes.planes, planes.thresholds
+            found[layer] = time_layer(
+                calls[layer], exact, inputs[layer], tables, self.network.target, layer != first, seed=0
+            )
+        return found
+
+    def evaluator(self, batch: int) -> Evaluator:
+        """The network as it infers."""
+        return Evaluator(self.network, batch)
+
+    def first_nonfinite(self, state: TrainingState, x: np.ndarray) -> str | None:
+        """The first layer that may reuse whose input holds NaN or Inf on a batch; None where all are finite."""
+        found = self._observer().inputs(state, x)
+        return next((layer for layer, value in found.items() if not np.isfinite(value).all()), None)
+
+    def export(self, state: TrainingState) -> onnx.ModelProto:
+        """The network with trained weights."""
+        parameters = {name: tensor.numpy() for name, tensor in state.parameters.items()}
+        return self.network.to_onnx(parameters, state.statistics)
+
+    def _observer(self) -> PlaneFitter:
+        if self._fitter is None:
+            self._fitter = PlaneFitter(self.network, list(self.candidates), self.batch)
+        return self._fitter
+
+    def _calls(self) -> list[tvm.relax.Call]:
+        func = self.network.mod["main"]
+        bound = (b.value for block in func.body.blocks for b in block.bindings)
+        return [v for v in bound if getattr(getattr(v, "op", None), "name", None) in (ops.CONV2D, ops.DENSE)]
+
+
+def _reusing(stage: Stage) -> dict[str, LayerReuse]:
+    return {layer: reuse for layer, reuse in stage.items() if reuse is not None}

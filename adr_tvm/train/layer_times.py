@@ -1,0 +1,106 @@
+"""Time of a training step of one layer, forward and gradients, dense and with reuse, on data it sees.
+
+The two take turns in one process; the medians over turns are what counts. The gradients are those of a step: without
+the input's where nothing before the layer is trained.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from adr_tvm import ops
+from adr_tvm.build import build_module
+from adr_tvm.gradients import register_all
+from adr_tvm.train.controller import LayerTimes
+from adr_tvm.train.stage import LayerReuse
+from adr_tvm.train.state import tensor_of
+
+TURNS = 7
+
+
+def gradient_module(call: relax.Call, reuse: LayerReuse | None, batch: int, input_gradient: bool) -> tvm.IRModule:
+    """``main(x, w, bias, dy[, planes, thresholds]) -> (y, dw, dbias[, dx])`` of one layer.
+
+    Args:
+        call: the dense call of ``adr.conv2d`` or ``adr.dense``.
+        reuse: how it reuses; None: dense.
+        batch: images.
+        input_gradient: whether dx is wanted.
+    """
+    register_all()
+    geometry = ops.geometry_of(call)
+    shape = [batch, *[int(dim) for dim in list(call.args[0].ty.shape)[1:]]]
+    x = relax.Var("x", relax.TensorType(shape, "float32"))
+    w, bias = (relax.Var(name, arg.ty) for name, arg in zip(("w", "bias"), call.args[1:3], strict=True))
+    output = [batch, *[int(dim) for dim in list(call.ty.shape)[1:]]]
+    dy = relax.Var("dy", relax.TensorType(output, "float32"))
+    parameters, forward = [x, w, bias, dy], relax.Call(call.op, [x, w, bias], call.attrs)
+    if reuse is not None:
+        S, L, H = geometry.segments(reuse.setting), geometry.vector_length(reuse.setting), reuse.setting.H
+        planes = relax.Var("planes", relax.TensorType([S, L, H], "float32"))
+        thresholds = relax.Var("thresholds", relax.TensorType([S, H], "float32"))
+        parameters += [planes, thresholds]
+        forward = ops.with_reuse(
+            forward, reuse.setting, planes, thresholds, training=True, input_gradient=reuse.input_gradient
+        )
+    builder = relax.BlockBuilder()
+    with builder.function("main", parameters):
+        with builder.dataflow():
+            result = builder.emit(forward)
+            y, given = result, dy
+            if reuse is not None:
+                y = builder.emit(relax.TupleGetItem(result, 0))
+                others = [relax.op.zeros(relax.ShapeExpr(list(t.shape)), t.dtype) for t in result.ty.fields[1:]]
+                given = relax.Tuple([dy, *others])
+            gradients = forward.op.get_attr("FPrimalGradient")(result, forward, given, builder)
+            wanted = [*gradients[1:3], *(gradients[:1] if input_gradient else [])]
+            returned = builder.emit_output(relax.Tuple([y, *[builder.emit(g) for g in wanted]]))
+        builder.emit_func_output(returned)
+    return relax.transform.DeadCodeElimination()(builder.get())
+
+
+def time_layer(
+    call: relax.Call,
+    reuse: LayerReuse,
+    x: np.ndarray,
+    planes: tuple[np.ndarray, np.ndarray],
+    target: tvm.target.Target,
+    input_gradient: bool,
+    seed: int,
+) -> LayerTimes:
+    """Seconds of a layer's part in a training step.
+
+    Args:
+        call: the dense call.
+        x: float32 [B, H, W, C], what the layer sees.
+        planes: float32 [S, L, H] and thresholds [S, H].
+        seed: of weights and output gradients.
+    """
+    rng = np.random.default_rng(seed)
+    shape = (len(x), *[int(dim) for dim in list(call.args[0].ty.shape)[1:]])
+
+    def noise(type_: relax.TensorType, first: int | None = None) -> tvm.runtime.Tensor:
+        dims = [int(d) for d in list(type_.shape)[first is not None :]]
+        return tensor_of(rng.standard_normal(dims if first is None else [first, *dims]).astype(np.float32))
+
+    data = [tensor_of(x.reshape(shape)), noise(call.args[1].ty), noise(call.args[2].ty), noise(call.ty, len(x))]
+    tables = [tensor_of(part) for part in planes]
+    runs: list[Callable[[], object]] = []
+    for each, arguments in ((None, data), (reuse, [*data, *tables])):
+        library = build_module(gradient_module(call, each, len(x), input_gradient), target)
+        main = relax.VirtualMachine(library, tvm.cpu())["main"]
+        runs.append(functools.partial(main, *arguments))
+    times: list[list[float]] = [[], []]
+    for turn in range(-1, TURNS):
+        for run, kept in zip(runs, times, strict=True):
+            start = time.perf_counter()
+            run()
+            if turn >= 0:
+                kept.append(time.perf_counter() - start)
+    return LayerTimes(*(float(np.median(each)) for each in times))

@@ -1,0 +1,86 @@
+"""From options to a controller: which layers may reuse, and the ladder of each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from adr_tvm.geometry import ConvGeometry
+from adr_tvm.train.controller import FIXED, OFF, Controller, ControllerState
+from adr_tvm.train.ladder import Cost, Ladder, climb, grid, listed
+from adr_tvm.train.options import DEFAULT_BITS, DEFAULT_LENGTHS, TrainOptions
+from adr_tvm.train.profitability import training_cost
+from adr_tvm.train.stage import INPUT_GRADIENTS, LayerReuse
+
+
+def make_controller(
+    candidates: Mapping[str, ConvGeometry],
+    options: TrainOptions,
+    total_steps: int,
+    state: ControllerState | None = None,
+) -> Controller:
+    """The controller of a run.
+
+    Args:
+        candidates: shapes of the layers that may reuse, in network order.
+        total_steps: of the whole run.
+        state: of an earlier run, to go on from.
+    """
+    deadline = None if options.last_stage_by is None else round(options.last_stage_by * total_steps)
+    return Controller(
+        {
+            layer: ladder(geometry, options, first=index == 0)
+            for index, (layer, geometry) in enumerate(candidates.items())
+            if options.reuse != OFF and _allowed(layer, options)
+        },
+        {layer: float(geometry.macs) for layer, geometry in candidates.items()},
+        options.rule,
+        options.per_layer,
+        deadline,
+        state,
+    )
+
+
+def ladder(geometry: ConvGeometry, options: TrainOptions, first: bool = False) -> Ladder:
+    """The candidates of a layer; L is capped by what there is to cut. Empty where none is predicted to pay.
+
+    Args:
+        first: nothing before the layer is trained, so it needs no input gradient.
+    """
+    cost = _cost(geometry, options, first)
+    if stages := options.listed_stages():
+        return listed([None if each is None else _capped(each, geometry) for each in stages], cost)
+    gradients = INPUT_GRADIENTS if options.input_gradient is None else (options.input_gradient,)
+    if first:
+        gradients = gradients[:1]
+    reuses = grid(options.base, DEFAULT_LENGTHS, DEFAULT_BITS, gradients)
+    return climb([_capped(each, geometry) for each in reuses], cost, options.finish == "dense")
+
+
+def _cost(geometry: ConvGeometry, options: TrainOptions, first: bool) -> Cost:
+    return lambda reuse: training_cost(geometry, reuse, options.batch, input_gradient=not first)
+
+
+def _capped(reuse: LayerReuse, geometry: ConvGeometry) -> LayerReuse:
+    setting = reuse.setting
+    if setting.granularity == "row":
+        return reuse
+    return replace(reuse, setting=replace(setting, L=geometry.vector_length(setting)))
+
+
+def _allowed(layer: str, options: TrainOptions) -> bool:
+    if any(re.search(pattern, layer) for pattern in options.skip):
+        return False
+    return not options.only or any(re.search(pattern, layer) for pattern in options.only)
+
+
+def strategy_text(options: TrainOptions, controller: Controller) -> str:
+    """How many stages there are, in words."""
+    if options.reuse == OFF:
+        return "no reuse"
+    if not any(controller.ladders.values()):
+        return f"{options.reuse}: no layer is predicted to be faster with reuse"
+    if options.reuse == FIXED:
+        return "fixed: one stage"
+    return f"{options.reuse}: up to {max(map(len, controller.ladders.values()))} stages"

@@ -1,0 +1,72 @@
+"""What every layer does during a stretch of training: a stage is a dict from layer to its reuse, None for dense."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeAlias
+
+from adr_tvm.settings import ReuseSetting
+
+AVERAGED, STRAIGHT_THROUGH = "averaged", "straight-through"
+INPUT_GRADIENTS = (AVERAGED, STRAIGHT_THROUGH)
+"""Ways to the gradient of a reusing layer's input, cheapest and coarsest first."""
+
+
+@dataclass(frozen=True)
+class LayerReuse:
+    """How one layer reuses in training.
+
+    Attributes:
+        setting: what is clustered and how it is hashed.
+        input_gradient: ``averaged``: over the members of a cluster, the exact derivative with ids frozen;
+            ``straight-through``: dX = dY W^T, as if the layer were dense.
+        stream: ids and centroids persist over batches (the papers' cluster reuse).
+    """
+
+    setting: ReuseSetting
+    input_gradient: str = AVERAGED
+    stream: bool = False
+
+    def __post_init__(self) -> None:
+        if self.input_gradient not in INPUT_GRADIENTS:
+            allowed = ", ".join(INPUT_GRADIENTS)
+            raise ValueError(f"input_gradient is {self.input_gradient!r}, expected one of {allowed}")
+
+    def with_bits(self, H: int) -> LayerReuse:
+        """The same with another number of hash bits."""
+        return replace(self, setting=replace(self.setting, H=H))
+
+
+Stage: TypeAlias = Mapping[str, LayerReuse | None]
+
+
+def variant(stage: Stage, most_bits: Mapping[LayerReuse, int]) -> dict[str, LayerReuse | None]:
+    """The stage that is compiled for ``stage``: the number of bits is a run-time input, compiled at its largest.
+
+    Args:
+        most_bits: largest H used with a reuse, by that reuse ``with_bits(1)``.
+    """
+    return {layer: reuse and reuse.with_bits(most_bits.get(reuse.with_bits(1), reuse.setting.H))
+            for layer, reuse in stage.items()}  # fmt: skip
+
+
+def reuse_text(reuse: LayerReuse | None) -> str:
+    """``pixel L=16 H=8 averaged``, or ``dense``."""
+    if reuse is None:
+        return "dense"
+    setting = reuse.setting
+    length = "" if setting.granularity == "row" else f" L={setting.L}"
+    words = f"{setting.granularity}{length} H={setting.H} {reuse.input_gradient}"
+    return f"{words} stream" if reuse.stream else words
+
+
+def stage_text(stage: Stage) -> str:
+    """``conv2 pixel L=16 H=8 averaged; the rest dense``."""
+    reusing = [f"{layer} {reuse_text(reuse)}" for layer, reuse in stage.items() if reuse is not None]
+    return "; ".join(reusing) if reusing else "all layers dense"
+
+
+def reuse_record(reuse: LayerReuse | None) -> dict[str, Any] | None:
+    """A reuse as JSON."""
+    return None if reuse is None else asdict(reuse)

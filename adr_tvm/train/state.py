@@ -1,0 +1,95 @@
+"""What changes during training: parameters, the optimizer's state, running statistics, hash planes.
+
+Everything lies in tensors that compiled steps read and write in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import tvm
+
+from adr_tvm.errors import DataError
+from adr_tvm.hashing.planes import HashPlanes
+
+
+class TrainingState:
+    """The state of a run.
+
+    Args:
+        parameters: initial values float32, by initializer name.
+        slots: names of what the optimizer keeps for each parameter; zeros at first.
+        statistics: running mean and variance float32 [C] of each batch norm at first, by node name.
+
+    Attributes:
+        parameters: tensors by name.
+        slots: for each parameter its tensors by slot.
+        statistics: running mean and variance float32 [C] of each batch norm.
+        planes: hash planes of the layers that have reused so far, by layer.
+        count: steps taken.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, np.ndarray],
+        slots: Iterable[str],
+        statistics: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    ) -> None:
+        self.parameters = {name: tensor_of(value) for name, value in parameters.items()}
+        self.slots = {
+            name: {slot: tensor_of(np.zeros_like(value)) for slot in slots} for name, value in parameters.items()
+        }
+        self.statistics = {name: (mean.copy(), variance.copy()) for name, (mean, variance) in statistics.items()}
+        self.planes: dict[str, HashPlanes] = {}
+        self.count = 0
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Copies of everything as arrays, by path: ``parameters/NAME``, ``slots/SLOT/NAME``, ``statistics/mean/NAME``,
+        ``planes/planes/LAYER``, ``count`` ..."""
+        found = {f"parameters/{name}": tensor.numpy() for name, tensor in self.parameters.items()}
+        for name, slots in self.slots.items():
+            found |= {f"slots/{slot}/{name}": tensor.numpy() for slot, tensor in slots.items()}
+        for name, (mean, variance) in self.statistics.items():
+            found |= {f"statistics/mean/{name}": mean.copy(), f"statistics/variance/{name}": variance.copy()}
+        for layer, planes in self.planes.items():
+            for part in ("planes", "thresholds", "mu"):
+                found[f"planes/{part}/{layer}"] = getattr(planes, part).copy()
+        return found | {"count": np.array([self.count], np.int64)}
+
+    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take over what ``arrays`` gave.
+
+        Raises:
+            DataError: something is missing, or has another shape: it is the state of another network.
+        """
+        expected = self.arrays()
+        planes: dict[str, dict[str, np.ndarray]] = {}
+        for path, value in arrays.items():
+            if path.startswith("planes/"):
+                _, part, layer = path.split("/", 2)
+                planes.setdefault(layer, {})[part] = value
+        for path, now in expected.items():
+            if path.startswith("planes/"):
+                continue
+            given = arrays.get(path)
+            if given is None or given.shape != now.shape:
+                found = "nothing" if given is None else f"shape {list(given.shape)}"
+                raise DataError(
+                    f"{path}: {found} where {list(now.shape)} is expected: it is of another network or optimizer"
+                )
+        for name, tensor in self.parameters.items():
+            tensor.copyfrom(np.ascontiguousarray(arrays[f"parameters/{name}"]))
+            for slot, kept in self.slots[name].items():
+                kept.copyfrom(np.ascontiguousarray(arrays[f"slots/{slot}/{name}"]))
+        self.statistics = {
+            name: (arrays[f"statistics/mean/{name}"].copy(), arrays[f"statistics/variance/{name}"].copy())
+            for name in self.statistics
+        }
+        self.planes = {layer: HashPlanes(**parts) for layer, parts in planes.items()}
+        self.count = int(arrays["count"][0])
+
+
+def tensor_of(array: np.ndarray) -> tvm.runtime.Tensor:
+    """A tensor of the runtime with a copy of an array, at an address that kernels take."""
+    return tvm.runtime.tensor(np.ascontiguousarray(array))

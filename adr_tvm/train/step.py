@@ -1,0 +1,148 @@
+"""One compiled training step: forward, loss, backward and update of a batch, in one call.
+
+The step is compiled for a batch size, an optimizer and a stage, which says for each layer whether and how it reuses.
+Planes, thresholds and the number of hash bits in use are inputs: fewer bits than were compiled are a matter of
+thresholds at +inf (``docs/algorithm.md``, clause 2), so only another granularity or length of vectors needs another
+step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from adr_tvm.build import build_module
+from adr_tvm.errors import UsageError
+from adr_tvm.gradients import register_all
+from adr_tvm.hashing.planes import HashPlanes
+from adr_tvm.passes import pipeline
+from adr_tvm.passes.append_updates import STEP, Update
+from adr_tvm.passes.seed_dropout import SEED
+from adr_tvm.train.network import TrainingNetwork
+from adr_tvm.train.optimizers import Optimizer
+from adr_tvm.train.stage import LayerReuse, Stage
+from adr_tvm.train.state import TrainingState, tensor_of
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step found out.
+
+    Attributes:
+        loss: mean cross entropy of the batch before the update.
+        correct: images whose largest logit is that of their label.
+        clusters: for each reusing layer, clusters found and neuron vectors, of all segments and units.
+    """
+
+    loss: float
+    correct: int
+    clusters: dict[str, tuple[int, int]]
+
+
+class TrainingStep:
+    """See the module.
+
+    Args:
+        network: what is trained.
+        stage: the layers that reuse, with the largest number of bits they will use.
+        optimizer: how parameters are updated.
+        batch: images of a step.
+        label_smoothing: share of the target that is spread over all classes.
+        seed: of the dropouts; every step draws anew.
+
+    Raises:
+        ModelError: the file fixes another batch.
+        UsageError: a layer of the stage is to keep its clusters over batches.
+    """
+
+    def __init__(
+        self,
+        network: TrainingNetwork,
+        stage: Stage,
+        optimizer: Optimizer,
+        batch: int,
+        label_smoothing: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        register_all()
+        self.network, self.batch, self.seed = network, batch, seed
+        self.stage: dict[str, LayerReuse] = {
+            layer: reuse for layer in network.candidates if (reuse := stage.get(layer)) is not None
+        }
+        if any(reuse.stream for reuse in self.stage.values()):
+            raise UsageError("clusters that persist over batches (adaptive+stream) are not available yet")
+        variables = network.variables()
+        updates = [
+            Update(variables[name].name, optimizer.kernel(int(value.size)), tuple(optimizer.slots))
+            for name, value in network.parameters.items()
+        ]
+        passes = pipeline.train(self.stage, label_smoothing, [v.name for v in variables.values()], updates)
+        mod = pipeline.run(passes, network.with_batch(batch), network.target)
+        self._names = [var.name for var in mod[STEP].params]
+        self._machine = relax.VirtualMachine(build_module(mod, network.target), tvm.cpu())
+        self._slots = tuple(optimizer.slots)
+        self._variables = {name: var.name for name, var in variables.items()}
+
+    def run(self, state: TrainingState, x: np.ndarray, labels: np.ndarray, rate: float) -> StepResult:
+        """Take a step.
+
+        Args:
+            state: is changed.
+            x: float32, a batch of the network's input.
+            labels: int32 [batch].
+            rate: learning rate.
+        """
+        values = {self._names[0]: tensor_of(x), "labels": tensor_of(labels.astype(np.int32))}
+        values |= {"rate": tensor_of(np.array([rate], np.float32))}
+        values |= {"count": tensor_of(np.array([state.count + 1], np.float32))}
+        if SEED in self._names:
+            values[SEED] = tensor_of(np.array([(self.seed & 0x7FFFFFFF) << 32 | state.count & 0xFFFFFFFF], np.int64))
+        for name, variable in self._variables.items():
+            values[variable] = state.parameters[name]
+            values |= {f"{variable}_{slot}": state.slots[name][slot] for slot in self._slots}
+        for index, (layer, reuse) in enumerate(self.stage.items()):
+            planes = padded(state.planes[layer], reuse.setting.H)
+            values[f"planes{index}"], values[f"thresholds{index}"] = map(tensor_of, planes)
+        loss, logits, *more = self._machine[STEP](*(values[name] for name in self._names))
+        state.count += 1
+        normalised = 2 * len(self.network.normalisations)
+        self._update_statistics(state, more[:normalised])
+        clusters = self._clusters(more[normalised : normalised + len(self.stage)])
+        correct = int((logits.numpy().argmax(axis=1) == labels).sum())
+        return StepResult(float(loss.numpy()), correct, clusters)
+
+    def _clusters(self, stats: list[tvm.runtime.Tensor]) -> dict[str, tuple[int, int]]:
+        found = {}
+        for (layer, reuse), counted in zip(self.stage.items(), stats, strict=True):
+            vectors = self.network.candidates[layer].vectors(reuse.setting) * self.batch
+            found[layer] = int(counted.numpy()[:, 0].sum()), vectors
+        return found
+
+    def _update_statistics(self, state: TrainingState, found: list[tvm.runtime.Tensor]) -> None:
+        """Running statistics as torch keeps them: the variance is that of the population, estimated."""
+        for index, layer in enumerate(self.network.normalisations):
+            mean, variance = state.statistics[layer.name]
+            n = self.batch * layer.pixels
+            for running, new in (
+                (mean, found[2 * index].numpy()),
+                (variance, found[2 * index + 1].numpy() * (n / (n - 1))),
+            ):
+                running += np.float32(layer.momentum) * (new - running)
+
+
+def padded(planes: HashPlanes, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Planes [S, L, bits] and thresholds [S, bits] of which those beyond the given ones are off.
+
+    Raises:
+        ValueError: there are more planes than bits.
+    """
+    more = bits - planes.planes.shape[2]
+    if more < 0:
+        raise ValueError(f"{planes.planes.shape[2]} planes for a step compiled for {bits}")
+    return (
+        np.pad(planes.planes, ((0, 0), (0, 0), (0, more))),
+        np.pad(planes.thresholds, ((0, 0), (0, more)), constant_values=np.inf),
+    )

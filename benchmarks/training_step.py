@@ -1,0 +1,205 @@
+"""A training step beside PyTorch's: forward, loss, backward and update of a batch of random images.
+
+    python -m benchmarks.training_step [--network NAME ...] [--stage STAGE ...] [--no-compile] [--json FILE]
+
+*dense* is this package without reuse, *torch* PyTorch eager in channels-last layout, *torch compiled* the same under
+``torch.compile``: one network, one batch, SGD with momentum and weight decay for all, which take turns. A STAGE is as
+for ``adr-train --stages``, such as ``16x8`` or ``32x10:straight-through``: it holds for every convolution that may
+reuse but the first. Images are smooth noise, so r_c is theirs and not that of photographs; the planes are fitted to a
+batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from adr_tvm.errors import MissingDependencyError
+from benchmarks.command import Command, Settings
+from benchmarks.paired import Ratio, paired_ratio, rounds_for, take_turns
+from benchmarks.processes import in_process
+
+RATE, MOMENTUM, DECAY = 0.001, 0.9, 5e-4
+STAGES = ("64x12", "32x10", "16x8")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and its batch: ``build`` makes the ONNX model."""
+
+    build: Callable[[], onnx.ModelProto]
+    batch: int
+
+
+def cases() -> dict[str, Case]:
+    """What can be measured, by name."""
+    from adr_tvm.models.alexnet import build_alexnet
+    from adr_tvm.models.cifarnet import build_cifarnet
+    from adr_tvm.models.vgg import build_vgg
+
+    return {
+        "cifarnet": Case(build_cifarnet, 128),
+        "alexnet": Case(functools.partial(build_alexnet, dropout=0), 32),
+        "vgg19": Case(functools.partial(build_vgg, dropout=0), 16),
+    }
+
+
+NAMES = ("cifarnet", "alexnet", "vgg19")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One engine; ratios are other engines' times by its own, above 1 is faster than them."""
+
+    network: str
+    batch: int
+    threads: int
+    engine: str
+    ms: float
+    r_c: float | None
+    over_dense: Ratio
+    over_torch: Ratio
+    over_compiled: Ratio | None
+
+
+def smooth_images(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Float32 images of mean 0 and variance 1 whose neighbouring pixels are alike, as a photograph's are."""
+    noise = np.random.default_rng(seed).standard_normal(shape)
+    for axis in (2, 3):
+        for _ in range(3):
+            noise = noise + np.roll(noise, 1, axis)
+    return ((noise - noise.mean()) / noise.std()).astype(np.float32)
+
+
+def measure(name: str, stages: tuple[str, ...], threads: int, seconds: float, compiled: bool) -> list[Row]:
+    """All engines on one network, in this process."""
+    from adr_tvm._tvm import cpu_target
+    from adr_tvm.train.compiled_engine import CompiledEngine
+    from adr_tvm.train.optimizers import SGD
+    from adr_tvm.train.options import TrainOptions
+
+    case = cases()[name]
+    with tempfile.TemporaryDirectory(prefix="adr-training-step-") as folder:
+        path = Path(folder) / f"{name}.onnx"
+        onnx.save(case.build(), path)
+        optimizer = SGD(momentum=MOMENTUM, weight_decay=DECAY)
+        engine = CompiledEngine(path, optimizer, case.batch, cpu_target(threads=threads))
+    x = smooth_images((case.batch, *engine.input_shape), 0)
+    labels = np.random.default_rng(1).integers(0, engine.classes, case.batch).astype(np.int32)
+    later = [layer for layer, geometry in engine.candidates.items() if geometry.rows > 1][1:]
+    runs: dict[str, Callable[[], Any]] = {}
+    for text in ("dense", *stages):
+        stage = {}
+        if text != "dense":
+            reuse = TrainOptions(reuse="fixed", stages=text).listed_stages()[0]
+            stage = dict.fromkeys(later, reuse)
+        state = engine.initial_state()
+        engine.make_planes(state, stage, x, seed=0)
+        step = engine.compile(stage)
+        runs[text] = lambda step=step, state=state: step.run(state, x, labels, RATE)
+    runs |= torch_runs(engine.network.checked.proto, x, labels, threads, compiled)
+    times = take_turns(runs, rounds_for(runs, seconds))
+    rows = []
+    for engine_name, own in times.items():
+        result = runs[engine_name]() if engine_name not in ("torch", "torch compiled") else None
+        counted = [] if result is None else list(result.clusters.values())
+        r_c = sum(found for found, _ in counted) / sum(vectors for _, vectors in counted) if counted else None
+        ratios = [
+            paired_ratio(times[other], own) if other in times else None
+            for other in ("dense", "torch", "torch compiled")
+        ]
+        rows.append(Row(name, case.batch, threads, engine_name, float(np.median(own)), r_c, *ratios))  # type: ignore[arg-type]
+    return rows
+
+
+def torch_runs(
+    model: onnx.ModelProto, x: np.ndarray, labels: np.ndarray, threads: int, compiled: bool
+) -> dict[str, Callable[[], Any]]:
+    """A step of PyTorch, eager and, if asked for, compiled.
+
+    Raises:
+        MissingDependencyError: PyTorch is not installed.
+    """
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(f"{error}: pip install 'adr-tvm[bench]'") from None
+    from benchmarks.torch_network import TorchNetwork
+
+    torch.set_num_threads(threads)
+    images = torch.from_numpy(x).contiguous(memory_format=torch.channels_last)
+    target = torch.from_numpy(labels).long()
+
+    def step_of(network: torch.nn.Module) -> Callable[[], Any]:
+        optimizer = torch.optim.SGD(network.parameters(), lr=RATE, momentum=MOMENTUM, weight_decay=DECAY)
+
+        def step() -> float:
+            loss = torch.nn.functional.cross_entropy(network(images), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss.item()
+
+        return step
+
+    found = {"torch": step_of(TorchNetwork(model))}
+    if compiled:
+        found["torch compiled"] = step_of(torch.compile(TorchNetwork(model)))  # type: ignore[arg-type]
+    return found
+
+
+def run(settings: Settings) -> list[Row]:
+    """All rows, a process for each network and number of threads."""
+    stages = tuple(settings.options.stage or STAGES)
+    return [
+        row
+        for name in settings.chosen or NAMES
+        for threads in settings.threads
+        for row in in_process(measure, threads, name, stages, threads, settings.seconds, settings.options.compile)
+    ]
+
+
+def table(rows: list[Row]) -> list[list[str]]:
+    """A line for each engine."""
+    return [
+        [
+            row.network,
+            str(row.batch),
+            str(row.threads),
+            row.engine,
+            f"{row.ms:.1f}",
+            "" if row.r_c is None else f"{row.r_c:.1%}",
+            "" if row.engine == "dense" else str(row.over_dense),
+            "" if row.engine == "torch" else str(row.over_torch),
+            "" if row.over_compiled is None or row.engine == "torch compiled" else str(row.over_compiled),
+        ]
+        for row in rows
+    ]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """``--stage`` and ``--no-compile``."""
+    parser.add_argument("--stage", metavar="STAGE", action="append", help=f"repeatable; default: {' '.join(STAGES)}")
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
+
+
+COMMAND = Command(
+    name="training_step",
+    description=__doc__,
+    headings=["network", "batch", "threads", "engine", "ms", "r_c", "over dense [95 %]", "over torch", "over compiled"],
+    choices=NAMES,
+    run=run,
+    table=table,
+    add_options=add_options,
+)
+
+if __name__ == "__main__":
+    COMMAND.main()

@@ -1,0 +1,134 @@
+"""Updates of parameters by gradient descent, in place, in one pass over memory; torch's formulas.
+
+With parameter p, gradient g, learning rate r and the number t of the step (from 1):
+
+- `sgd_update`: g' = g + decay p; with momentum b' = momentum b + g' and g'' = b' (nesterov: g' + momentum b');
+  p' = p - r g''. At the first step b is 0, so that b' is g'.
+- `adam_update`: g' = g + decay p (``decoupled``: p shrinks by 1 - r decay instead); m' = m + (1 - beta1) (g' - m);
+  v' = beta2 v + (1 - beta2) g'^2; p' = p - r / (1 - beta1^t) m' / (sqrt(v' / (1 - beta2^t)) + epsilon).
+  Kingma, Ba, "Adam" (ICLR 2015), algorithm 1; Loshchilov, Hutter, "Decoupled Weight Decay" (ICLR 2019), algorithm 2.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from adr_tvm.schedules.accumulators import across
+from adr_tvm.schedules.sliding_window import loop_of
+
+LANES = 16
+CHUNK = 16 * 1024  # entries of a task
+
+
+def _over(size: int, update: Callable[[list[Any], Any], None]) -> tuple[Any, int, Any]:
+    """(loop over tasks, their number, inline ``(buffers, task)``: the update of the task's entries).
+
+    Args:
+        update: emits the update of the vector or scalar at an index.
+    """
+    tasks = -(-size // CHUNK)
+
+    def at(buffers, start, lanes):
+        update(buffers, across(start, lanes))
+
+    @T.inline
+    def entries(buffers, task):
+        count = T.meta_var(T.min(T.int64(CHUNK), size - task * CHUNK))
+        for v in range(count // LANES):
+            at(buffers, task * CHUNK + v * LANES, LANES)
+        for i in range(count % LANES):
+            at(buffers, task * CHUNK + count // LANES * LANES + i, 1)
+
+    return loop_of(tasks, CHUNK * 4), tasks, entries
+
+
+def _f(value: float) -> tirx.PrimExpr:
+    return tirx.const(value, "float32")
+
+
+@functools.cache
+def sgd_update(size: int, momentum: float, nesterov: bool, decay: float) -> tirx.PrimFunc:
+    """Returns: PrimFunc of p float32 [size], with momentum b likewise, g likewise, r and t float32 [1]."""
+
+    def update(buffers, i):
+        P, B, G, R = buffers
+        p = T.bind(P[i])
+        g = T.bind(G[i] + _f(decay) * p if decay else G[i])
+        if momentum:
+            b = T.bind(_f(momentum) * B[i] + g)
+            T.buffer_store(B, b, [i])
+            g = T.bind(g + _f(momentum) * b) if nesterov else b
+        T.buffer_store(P, p - R[0] * g, [i])
+
+    loop, tasks, entries = _over(size, update)
+    if momentum == 0:
+
+        @T.prim_func(private=True)
+        def plain(p: T.handle, g: T.handle, rate: T.handle, count: T.handle):
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+            P = T.match_buffer(p, (T.int64(size),), "float32")
+            G = T.match_buffer(g, (T.int64(size),), "float32")
+            R = T.match_buffer(rate, (T.int64(1),), "float32")
+            T.match_buffer(count, (T.int64(1),), "float32")
+            for task in loop(T.int64(tasks)):
+                entries([P, P, G, R], task)
+
+        return plain
+
+    @T.prim_func(private=True)
+    def kernel(p: T.handle, b: T.handle, g: T.handle, rate: T.handle, count: T.handle):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        P = T.match_buffer(p, (T.int64(size),), "float32")
+        B = T.match_buffer(b, (T.int64(size),), "float32")
+        G = T.match_buffer(g, (T.int64(size),), "float32")
+        R = T.match_buffer(rate, (T.int64(1),), "float32")
+        T.match_buffer(count, (T.int64(1),), "float32")
+        for task in loop(T.int64(tasks)):
+            entries([P, B, G, R], task)
+
+    return kernel
+
+
+@functools.cache
+def adam_update(size: int, beta1: float, beta2: float, epsilon: float, decay: float, decoupled: bool) -> tirx.PrimFunc:
+    """Returns: PrimFunc of p, m, v and g float32 [size], r and t float32 [1]."""
+
+    def update(buffers, i):
+        P, M, V, G, scalars = buffers
+        p = T.bind(P[i])
+        g = T.bind(G[i] + _f(decay) * p if decay and not decoupled else G[i])
+        m = T.bind(M[i] + _f(1.0 - beta1) * (g - M[i]))
+        v = T.bind(_f(beta2) * V[i] + _f(1.0 - beta2) * g * g)
+        T.buffer_store(M, m, [i])
+        T.buffer_store(V, v, [i])
+        root = T.sqrt(v) * scalars[1] + _f(epsilon)
+        T.buffer_store(P, p * scalars[2] - scalars[0] * m / root, [i])
+
+    def unbias(beta, N):
+        """1 - beta^t: in float32 it would lose four digits at the first steps."""
+        return T.float64(1) - T.pow(T.float64(beta), T.Cast("float64", N[0]))
+
+    loop, tasks, entries = _over(size, update)
+
+    @T.prim_func(private=True)
+    def kernel(p: T.handle, m: T.handle, v: T.handle, g: T.handle, rate: T.handle, count: T.handle):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        P = T.match_buffer(p, (T.int64(size),), "float32")
+        M = T.match_buffer(m, (T.int64(size),), "float32")
+        V = T.match_buffer(v, (T.int64(size),), "float32")
+        G = T.match_buffer(g, (T.int64(size),), "float32")
+        R = T.match_buffer(rate, (T.int64(1),), "float32")
+        N = T.match_buffer(count, (T.int64(1),), "float32")
+        scalars = T.alloc_buffer((3,), "float32")
+        scalars[0] = T.Cast("float32", T.Cast("float64", R[0]) / unbias(beta1, N))
+        scalars[1] = T.Cast("float32", T.float64(1) / T.sqrt(unbias(beta2, N)))
+        scalars[2] = T.float32(1) - R[0] * T.float32(decay if decoupled else 0.0)
+        for task in loop(T.int64(tasks)):
+            entries([P, M, V, G, scalars], task)
+
+    return kernel
