@@ -4,8 +4,8 @@
 
 The layers are those of CifarNet, AlexNet, VGG-19 and ResNet50 at batch sizes that take some tens of milliseconds. Each
 kernel (for dX with the packing of its weights) takes turns with ``aten::convolution_backward`` on channels-last tensors
-(dense layers: ``mm``); times are CPU time of the thread. Operations count products with padding, which our dW leaves out;
-so a share of the peak may exceed 100 %.
+(dense layers: ``mm``); times are CPU time of the thread. Operations count products with padding, which our dW leaves
+out; so a share of the peak may exceed 100 %.
 """
 
 from __future__ import annotations
