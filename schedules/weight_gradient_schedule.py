@@ -16,7 +16,7 @@ CHUNK_PIXELS = 256  # a chunk and its part of dW stay in L2
 BAND_PIXELS = 1024  # of few channels; more rows of a band, fewer that two bands read
 GROUP = 128  # channels of a task
 LONG_GROUP = 1024  # output channels where all pixels are one chunk: dW is written in long runs
-STREAM = 5.0  # multiply-adds in the time that a vector of dz takes from L2
+STREAM = 6.0  # multiply-adds in the time that a vector of dz takes from L2
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,12 @@ def default_weight_gradient_schedule(isa: Isa, geometry: ConvGeometry, batch: in
     outputs = LONG_GROUP if few else GROUP
     pixels = BAND_PIXELS if lay.padded else CHUNK_PIXELS
     return WeightGradientSchedule(
-        tile, pixels, max(1, GROUP // tile.MR), max(1, outputs // tile.NR), pack_dz=not few and lay.M > tile.NR
+        tile,
+        pixels,
+        max(1, GROUP // tile.MR),
+        max(1, outputs // tile.NR),
+        pack_x=lay.SW > 1 and lay.KH * lay.KX > 1 and not lay.padded,  # else every other pixel read is thrown away
+        pack_dz=not few,
     )
 
 
