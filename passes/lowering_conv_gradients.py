@@ -7,7 +7,9 @@ from tvm.target import Target
 
 from adr_tvm._tvm import tensor_type
 from adr_tvm.geometry import ConvGeometry
+from adr_tvm.schedules.dense_input_gradient import dense_input_gradient, is_few_rows
 from adr_tvm.schedules.input_gradient import input_gradient, pack_phase_weights, packed_floats, phases
+from adr_tvm.schedules.register_tile import isa_of
 from adr_tvm.schedules.tuned import conv_schedule, weight_gradient_schedule
 from adr_tvm.schedules.weight_gradient import weight_gradient
 
@@ -28,6 +30,9 @@ def lower_input_grad(
     bb: relax.BlockBuilder, call: relax.Call, batch: int, geometry: ConvGeometry, groups: int, target: Target
 ) -> relax.Expr:
     """The lowered form of ``adr.conv2d_input_grad``."""
+    if groups == 1 and is_few_rows(geometry, batch):
+        few = dense_input_gradient(batch, geometry.C, geometry.M, isa_of(target))
+        return relax.call_tir(bb.add_func(few, "adr_dense_input_gradient"), list(call.args), call.ty)
     if groups == 1:
         parts = [phase.geometry for phase in phases(geometry)]
         schedules = tuple(None if part is None else conv_schedule(target, part, batch) for part in parts)

@@ -21,6 +21,11 @@ def across(start, lanes: int):
     return T.Ramp(start, 1, lanes) if lanes > 1 else start
 
 
+def splat(value, lanes: int):
+    """A vector of equal entries; one lane is a scalar."""
+    return T.Broadcast(value, lanes) if lanes > 1 else value
+
+
 class Accumulators:
     """rows x vectors float32 vectors of ``lanes``; made and used while a kernel is parsed.
 
@@ -53,7 +58,7 @@ class Accumulators:
 
     def clear(self) -> None:
         """Set all to 0."""
-        self.fill(lambda _i, _v: T.Broadcast(T.float32(0), self.lanes))
+        self.fill(lambda _i, _v: splat(T.float32(0), self.lanes))
 
     def add_products(self, a: Callable[[int], Expr], b: Callable[[int], Expr]) -> None:
         """Add a(i) b(v) to vector v of row i: a(i) a scalar, b(v) a vector."""
@@ -61,7 +66,15 @@ class Accumulators:
         for i in range(self.rows):
             row = T.bind(a(i))
             for v, column in enumerate(columns):
-                self._set(i, v, self.vector(i, v) + T.Broadcast(row, self.lanes) * column)
+                self._set(i, v, self.vector(i, v) + splat(row, self.lanes) * column)
+
+    def add_outer(self, a: Callable[[int], Expr], b: Callable[[int], Expr]) -> None:
+        """Add a(i) b(v), both vectors, lane by lane to vector v of row i."""
+        columns = [T.bind(b(v)) for v in range(self.vectors)]
+        for i in range(self.rows):
+            row = T.bind(a(i))
+            for v, column in enumerate(columns):
+                self._set(i, v, self.vector(i, v) + row * column)
 
     def add(self, value: Callable[[int, int], Expr]) -> None:
         """Add the vector value(i, v) to vector v of row i."""

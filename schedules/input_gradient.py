@@ -2,8 +2,8 @@
 
 dX[y, x, c] = sum over taps with (y + PT - ky DH) / SH = oy whole, likewise x, of dz[oy, ox, m] w[ky, kx, c, m]. Input
 rows with equal (y + PT) mod SH read the same taps: rows y0, y0 + SH, ... are a convolution of dz by these taps, turned
-round, with C and M exchanged; its padding may be negative. Where the strides are 1 that is all of dX. So no multiply-add
-meets an inserted zero, and every phase runs as ``dense_conv2d`` with a schedule of its own.
+round, with C and M exchanged; its padding may be negative. Where the strides are 1 that is all of dX. So no product is
+of an inserted zero, and every phase runs as ``dense_conv2d`` with a schedule of its own.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Gradient of a convolution's weights as a GEMM whose sum runs over the output pixels of all images.
 
 dW[ky, kx, c, m] = sum over n = (b, oy, ox) of x[n shifted by (ky, kx), c] dz[n, m]. A tile of MR entries (rows) by NR
-output channels stays in registers while the pixels of a chunk go by: NHWC holds both operands of a step side by side, so
-no im2col is made. Rows are input channels of one tap, or (kx, c) of one row of taps where the channels are few. Pixels
-whose tap lies in the padding are left out of the loops. A task has a group of input and of output channels; its part of
-dW waits between chunks in a buffer that stays in L2, along with the chunk.
+output channels stays in registers while the pixels of a chunk go by: in NHWC both operands of a step lie side by side,
+so no im2col is made. Rows are input channels of one tap, or (kx, c) of one row of taps where the channels are few.
+Pixels whose tap lies in the padding are left out of the loops. A task has a group of input and of output channels; its
+part of dW waits between chunks in a buffer that stays in L2, along with the chunk.
 
 Images (of one image: rows) are cut into parts by shape alone, each summed as one FMA chain in the order of its pixels;
 the sums of the parts are added in order. So neither threads nor schedule change a byte.
@@ -20,32 +20,29 @@ from tvm.script import tirx as T
 
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.schedules.accumulators import Accumulators, across
-from adr_tvm.schedules.im2col import copy_floats, zero_floats
+from adr_tvm.schedules.im2col import LANES, copy_floats, zero_floats
 from adr_tvm.schedules.weight_gradient_schedule import WeightGradientSchedule, layout_of, parts_of
 
 
 @functools.cache
 def weight_gradient(geometry: ConvGeometry, batch: int, schedule: WeightGradientSchedule) -> tirx.PrimFunc:
     """Returns: PrimFunc of X float32 [B, H, W, C], dZ float32 [B, OH, OW, M] and dW float32 [KH, KW, C, M]."""
-    g, B = geometry, batch
-    M, K = g.M, g.K
-    lay, parts = layout_of(geometry, batch), parts_of(geometry, batch)
+    g, B, M, K = geometry, batch, geometry.M, geometry.K
+    parts = parts_of(geometry, batch)
     task, groups = weight_gradient_task(geometry, batch, schedule)
+
+    def add_entries(partial, out, start, count):
+        total = T.bind(partial[0, across(start, count)])
+        for part in range(1, parts.count):
+            total = T.bind(total + partial[part, across(start, count)])
+        T.buffer_store(out, total, [across(start, count)])
 
     @T.inline
     def add_parts(partial, out, row):
-        for v in range(M // 16):
-            for j in T.vectorized(16):
-                out[row * M + v * 16 + j] = partial[0, row * M + v * 16 + j]
-            for p in range(parts.count - 1):
-                for j in T.vectorized(16):
-                    out[row * M + v * 16 + j] = out[row * M + v * 16 + j] + partial[p + 1, row * M + v * 16 + j]
-        for m in range(M % 16):
-            out[row * M + M // 16 * 16 + m] = partial[0, row * M + M // 16 * 16 + m]
-            for p in range(parts.count - 1):
-                out[row * M + M // 16 * 16 + m] = (
-                    out[row * M + M // 16 * 16 + m] + partial[p + 1, row * M + M // 16 * 16 + m]
-                )
+        for v in range(M // LANES):
+            add_entries(partial, out, row * M + v * LANES, LANES)
+        for m in range(M % LANES):
+            add_entries(partial, out, row * M + M // LANES * LANES + m, 1)
 
     @T.prim_func(private=True)
     def kernel(x: T.handle, dz: T.handle, dw: T.handle):

@@ -1,4 +1,4 @@
-"""How the gradient of a convolution's weights is cut up: what is summed in which order, by shape alone, and the rest."""
+"""How the gradient of a convolution's weights is cut up: the order of its sums, by shape alone, and all else."""
 
 from __future__ import annotations
 
@@ -125,12 +125,16 @@ def default_weight_gradient_schedule(isa: Isa, geometry: ConvGeometry, batch: in
 
 def weight_gradient_tile(isa: Isa, rows: int, M: int) -> RegisterTile:
     """The tile that takes least time; its vectors are narrower than the processor's where M is."""
-    lanes = min(isa.lanes, 1 << (M.bit_length() - 1))
 
     def cost(tile: RegisterTile) -> tuple[float, int]:
         return -(-rows // tile.MR) * -(-M // tile.NR) * step_cost(tile), -tile.MR * tile.NR
 
-    return min(weight_gradient_tiles(isa, rows, M, lanes), key=cost)
+    return min(weight_gradient_tiles(isa, rows, M, vector_lanes(isa, M)), key=cost)
+
+
+def vector_lanes(isa: Isa, M: int) -> int:
+    """Of the vectors of M channels: a power of two, no more than there are channels."""
+    return min(isa.lanes, 1 << (M.bit_length() - 1))
 
 
 def weight_gradient_tiles(isa: Isa, rows: int, M: int, lanes: int) -> list[RegisterTile]:

@@ -5,5 +5,10 @@ from __future__ import annotations
 from adr_tvm.tuning.dense_conv import DenseConvTask
 from adr_tvm.tuning.reuse_conv import ReuseConvTask
 from adr_tvm.tuning.task import TuningTask
+from adr_tvm.tuning.weight_gradient import WeightGradientTask
 
-FAMILIES: dict[str, type[TuningTask]] = {"conv2d": DenseConvTask, "reuse": ReuseConvTask}
+FAMILIES: dict[str, type[TuningTask]] = {
+    "conv2d": DenseConvTask,
+    "reuse": ReuseConvTask,
+    "weight_gradient": WeightGradientTask,
+}
