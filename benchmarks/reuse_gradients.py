@@ -2,12 +2,12 @@
 
     python -m benchmarks.reuse_gradients [--layer NAME ...] [--granularity NAME ...] [--L N ...] [--H N ...]
 
-Inputs are made up: random fields that vary slowly over an image, mixed into channels, with noise and a ReLU; `pca` planes
-are fitted to the first images. A batch is clustered together. r_c is clusters / vectors. The backward pass is that of
-weights and input: dense, two convolutions; reuse, cluster sums for both (`averaged`). "fwd", "bwd" and "step", both
-together, are by the dense layer's time. Behind these come the milliseconds of the reuse kernels: clustering, products
-and gather (forward); members sorted, sums of dZ and what they are multiplied with, parts summed, gradients spread over
-members (backward).
+Inputs are made up: random fields that vary slowly over an image, mixed into channels, with noise and a ReLU; `pca`
+planes are fitted to the first images. A batch is clustered together. r_c is clusters / vectors. The backward pass is
+that of weights and input: dense, two convolutions; reuse, cluster sums for both (`averaged`). "fwd", "bwd" and "step",
+both together, are by the dense layer's time. Behind these come the milliseconds of the reuse kernels: clustering,
+products and gather (forward); members sorted, sums of dZ and what they are multiplied with, parts summed, gradients
+spread over members (backward).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The members of cluster c in phase f of a (chunk, segment) are
 ``members[starts[f cap + c] : starts[f cap + c + 1]]``, in the order of images, rows and columns; a member is the place
-in the block of dZ that a tap of distance 0 reads (``gradient_layout``). One task sorts a few segments of a chunk side by
-side: each place waits for the one before it in its list, and neighbours are often in one cluster.
+in the block of dZ that a tap of distance 0 reads (``gradient_layout``). One task sorts a few segments of a chunk
+together: each place waits for the one before it in its list, and neighbours are often in one cluster.
 """
 
 from __future__ import annotations
