@@ -82,8 +82,11 @@ class _Rewriter(PyExprMutator):
     def _batch_norm(self, call: relax.Call, name: str | None) -> relax.Expr:
         a = call.attrs
         # ONNX, and TVM with it, counts the share of the running statistics that stays.
+        x, gamma, beta = call.args[:3]
         made = batch_norm.batch_norm(
-            *call.args[:3],
+            x,
+            gamma,
+            beta,
             epsilon=float(a.epsilon),
             name=name or f"batch_norm{len(self.statistics) // 2}",
             momentum=1 - float(a.momentum),
@@ -97,7 +100,7 @@ class _Rewriter(PyExprMutator):
         if rate == 0:
             return call.args[0]
         self.dropouts += 1
-        return dropout.dropout(*call.args, rate, stream=self.dropouts)
+        return dropout.dropout(call.args[0], call.args[1], rate, stream=self.dropouts)
 
 
 def batch_norm_refusal(call: relax.Call) -> str | None:

@@ -74,7 +74,7 @@ def sgd_update(size: int, momentum: float, nesterov: bool, decay: float) -> tirx
             P = T.match_buffer(p, (T.int64(size),), "float32")
             G = T.match_buffer(g, (T.int64(size),), "float32")
             R = T.match_buffer(rate, (T.int64(1),), "float32")
-            N = T.match_buffer(count, (T.int64(1),), "float32")
+            T.match_buffer(count, (T.int64(1),), "float32")
             for task in loop(T.int64(tasks)):
                 entries([P, P, G, R], task)
 
@@ -87,7 +87,7 @@ def sgd_update(size: int, momentum: float, nesterov: bool, decay: float) -> tirx
         B = T.match_buffer(b, (T.int64(size),), "float32")
         G = T.match_buffer(g, (T.int64(size),), "float32")
         R = T.match_buffer(rate, (T.int64(1),), "float32")
-        N = T.match_buffer(count, (T.int64(1),), "float32")
+        T.match_buffer(count, (T.int64(1),), "float32")
         for task in loop(T.int64(tasks)):
             entries([P, B, G, R], task)
 

@@ -114,7 +114,7 @@ def test_avg_pool(shape, kernel, stride, pad, ceil, counted):
 
 @pytest.mark.parametrize("shape", [(3, 5, 4, 20), (300, 7), (2, 30, 20, 64)])
 def test_batch_norm(shape):
-    """Gradients are differences of sums over rows: a few roundings more. Values far from 0, so that sums could cancel."""
+    """Gradients are differences of sums over rows: a few roundings more. Values are far from 0: sums could cancel."""
     C = shape[-1]
     check(
         lambda bb, x, g, b: of_tuple(bb, batch_norm.batch_norm(x, g, b, 1e-3)),

@@ -82,8 +82,8 @@ def _group_norm(_var: relax.Var, call: relax.Call, dy: relax.Expr, bb: relax.Blo
     others = [axis for axis in range(rank) if axis != channel]
     broadcast = relax.ShapeExpr([C if axis == channel else 1 for axis in range(rank)])
     g = bb.emit(op.multiply(dy, bb.emit(op.reshape(gamma, broadcast))))
-    parts = [bb.emit(op.reshape(tensor, split)) for tensor in (x, g)]
-    dx, normal = _backward(bb, *parts, axes, float(a.epsilon), centred=True)
+    x_parts, g_parts = (bb.emit(op.reshape(tensor, split)) for tensor in (x, g))
+    dx, normal = _backward(bb, x_parts, g_parts, axes, float(a.epsilon), centred=True)
     normal = bb.emit(op.reshape(normal, x.ty.shape))
     dgamma = _summed(bb, bb.emit(op.multiply(dy, normal)), others, gamma)
     return [op.reshape(dx, x.ty.shape), dgamma, _summed(bb, dy, others, beta)]
