@@ -10,7 +10,12 @@ ZIG := $(CURDIR)/$(RUN)/zig-c++
 export CXX := $(ZIG)
 endif
 
-.PHONY: demo test lint types clean
+# TVM's runtime for 64-bit ARM, which tests run under emulation (with g++-aarch64-linux-gnu and qemu-user).
+AARCH64 := .aarch64
+AARCH64_WHEELS = apache-tvm apache-tvm-ffi
+FREEZE = $(RUN)/pip freeze --disable-pip-version-check
+
+.PHONY: demo test lint types aarch64 clean
 
 demo: $(STAMP) $(ZIG)
 	$(RUN)/python -m adr_tvm.demo
@@ -24,6 +29,18 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(RUN)/mypy
+
+aarch64: $(AARCH64)/.installed
+
+$(AARCH64)/.installed: $(STAMP)
+	mkdir -p $(AARCH64)/wheels
+	$(RUN)/pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.11 \
+		--platform manylinux_2_28_aarch64 --dest $(AARCH64)/wheels \
+		$$($(FREEZE) | grep -E '^($(subst $() ,|,$(AARCH64_WHEELS)))==')
+	for wheel in $(AARCH64)/wheels/*.whl; do $(RUN)/python -m zipfile -e $$wheel $(AARCH64)/unpacked; done
+	find $(AARCH64)/unpacked -name 'libtvm_runtime.so' -o -name 'libtvm_ffi.so' | xargs -I{} mv {} $(AARCH64)
+	rm -r $(AARCH64)/wheels $(AARCH64)/unpacked
+	touch $@
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -39,4 +56,4 @@ $(ZIG): $(STAMP)
 endif
 
 clean:
-	rm -rf $(VENV) build *.egg-info demo-out
+	rm -rf $(VENV) $(AARCH64) build *.egg-info demo-out

@@ -10,6 +10,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.target import Target
 
 from adr_tvm._tvm import Dataflow, cpu_target, mutate
+from adr_tvm.gradients.conv_transpose import lower_conv_transpose
 from adr_tvm.passes.lowering_math import FUNCTIONS, lower_function, lower_softmax
 from adr_tvm.passes.lowering_norms import Visit, lower_instance_norm, lower_lrn
 from adr_tvm.passes.lowering_pad import lower_pad, lower_slice
@@ -23,6 +24,7 @@ LOWERINGS: dict[str, Callable[[relax.BlockBuilder, relax.Call, Isa], relax.Expr 
     "relax.nn.max_pool2d": lower_pool,
     "relax.nn.avg_pool2d": lower_pool,
     "relax.mean": lower_mean,
+    "relax.nn.conv2d_transpose": lower_conv_transpose,
     "relax.permute_dims": lower_permute,
     "relax.nn.softmax": lower_softmax,
     **dict.fromkeys(FUNCTIONS, lower_function),

@@ -12,7 +12,7 @@ from adr_tvm.schedules.spatial_mean import spatial_mean
 
 
 def pool_geometry(call: relax.Call) -> ConvGeometry | None:
-    """The geometry of a call of ``nn.max_pool2d`` or ``nn.avg_pool2d``; None unless NHWC float32 of fixed size.
+    """Geometry of a call of ``nn.max_pool2d`` or ``nn.avg_pool2d``; None where it is not NHWC float32 of fixed size.
 
     What windows that reach over the edge in ceil mode lack, they find in more padding.
     """

@@ -100,7 +100,7 @@ class _Rewriter(PyExprMutator):
         if rate == 0:
             return call.args[0]
         self.dropouts += 1
-        return dropout.dropout(*call.args, rate, stream=self.dropouts)
+        return dropout.dropout(call.args[0], call.args[1], rate, stream=self.dropouts)
 
 
 def batch_norm_refusal(call: relax.Call) -> str | None:

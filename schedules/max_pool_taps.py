@@ -1,9 +1,8 @@
 """Maximum pooling of NHWC images that tells which tap of each window was the largest, and its gradient.
 
-Y[b, oy, ox, c] = max over taps (ky, kx) of X[b, oy SH - PT + ky DH, ox SW - PL + kx DW, c]; taps[b, oy, ox, c] = ky
-KW + kx of the first tap, in window order, that has it (a NaN counts as largest), as torch chooses. dX[b, iy, ix, c] =
-sum of dY of the windows whose tap lies there, in the order of the windows. The input need not be kept: a tap is a
-byte.
+Y[b, oy, ox, c] = max over taps (ky, kx) of X[b, oy SH - PT + ky DH, ox SW - PL + kx DW, c]; taps[b, oy, ox, c] =
+ky KW + kx of the first tap, in window order, that has it (a NaN counts as largest), as torch chooses. dX[b, iy, ix, c]
+= sum of dY of the windows whose tap lies there, in their order. The input need not be kept: a tap is a byte.
 """
 
 from __future__ import annotations

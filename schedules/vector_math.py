@@ -52,13 +52,17 @@ def _power_of_two(n: tirx.PrimExpr) -> tirx.PrimExpr:
     return tirx.reinterpret(_like("float32", n), bits)
 
 
-def log(x: tirx.PrimExpr) -> tirx.PrimExpr:
-    """Natural logarithm of a normal positive float32 scalar or vector expression (Cephes' polynomial); NaN stays."""
-    bits = tirx.reinterpret(_like("int32", x), x) & _i(0x7FFFFFFF)
+def log(x: tirx.PrimExpr, bind: Callable[[tirx.PrimExpr], tirx.PrimExpr]) -> tirx.PrimExpr:
+    """Natural logarithm of a normal positive float32 scalar or vector expression (Cephes' polynomial); NaN stays.
+
+    Args:
+        bind: names an expression that is used more than once.
+    """
+    bits = bind(tirx.reinterpret(_like("int32", x), x) & _i(0x7FFFFFFF))
     # x = 2^n m with sqrt(1/2) <= m < sqrt(2).
-    offset = bits - _i(0x3F3504F3)
-    n = tirx.Cast(_like("float32", x), offset >> _i(23))
-    m = tirx.reinterpret(_like("float32", x), bits - (offset & _i(-(1 << 23)))) - _f(1)
+    offset = bind(bits - _i(0x3F3504F3))
+    n = bind(tirx.Cast(_like("float32", x), offset >> _i(23)))
+    m = bind(tirx.reinterpret(_like("float32", x), bits - (offset & _i(-(1 << 23)))) - _f(1))
     p = _f(LOGARITHM[0])
     for coefficient in LOGARITHM[1:]:
         p = p * m + _f(coefficient)
@@ -98,7 +102,7 @@ def inverse_power(
         powers = {0.25: root, 0.5: square, 0.75: square * root}
         return bind(powers[exponent]), bind(square * square)
     inverse = bind(_f(1) / x)
-    return inverse if exponent == 1 else bind(exp(_f(-exponent) * log(x))), inverse
+    return inverse if exponent == 1 else bind(exp(bind(_f(-exponent) * log(x, bind)))), inverse
 
 
 def _i(value: int) -> tirx.PrimExpr:

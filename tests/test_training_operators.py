@@ -179,7 +179,7 @@ def test_all_operators_without_a_gradient_are_named(tmp_path):
     reasons = [reason for _, reason in missing_gradients(mod)]
     assert any("nn.pad: pads with mode replicate" in reason for reason in reasons)
     assert any("round has no gradient" in reason for reason in reasons)
-    with pytest.raises(ModelError, match="(?s)replicate.*round"):
+    with pytest.raises(ModelError, match=r"(?s)replicate.*round"):
         TrainingNetwork(path, cpu_target())
 
 

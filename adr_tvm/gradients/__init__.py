@@ -8,21 +8,22 @@ def register_all() -> None:
     from adr_tvm.gradients import (
         batch_norm,
         conv2d,
+        conv_transpose,
         dropout,
+        elementwise,
         epilogue,
+        layer_norm,
         loss,
         lrn,
         pooling,
+        reductions,
+        resize,
         reuse,
         shape_ops,
     )
 
-    epilogue.register()
-    conv2d.register()
-    reuse.register()
-    loss.register()
-    lrn.register()
-    pooling.register()
-    batch_norm.register()
-    dropout.register()
-    shape_ops.register()
+    for family in (
+        *(epilogue, conv2d, conv_transpose, reuse),  # an operator before those whose gradients use it
+        *(batch_norm, dropout, elementwise, layer_norm, loss, lrn, pooling, reductions, resize, shape_ops),
+    ):
+        family.register()
