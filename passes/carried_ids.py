@@ -1,10 +1,10 @@
 """Lossless layers hand each other compact activations: a table of the distinct pixels, and their ids.
 
 The first lossless layer numbers its rows by their data, computes one of each content and leaves the products in a
-table. From there on nothing looks at data or copies products to equal pixels: a 1x1 convolution and an elementwise
-operator work on the table as on a shorter activation; a larger window, a convolution's or a pooling's, is known by the
-ids it names; and of concatenated activations one is finer than the others: of a 1x1 and a 3x3 convolution side by side,
-the latter's. The sum of two activations is known by the pairs of their ids. What is not understood here gets the
+table. From there on nothing looks at data or copies products to equal pixels: a 1x1 convolution and an operator of
+single pixels work on the table as on a shorter activation; a larger window, a convolution's or a pooling's, is known by
+the ids it names; and of concatenated activations one is finer than the others: of a 1x1 and a 3x3 convolution side by
+side, the latter's. The sum of two activations is known by the pairs of their ids. What is not understood here gets the
 ordinary activation, expanded where it is needed.
 """
 
@@ -19,6 +19,7 @@ from tvm import relax
 
 from adr_tvm._tvm import constant, is_op, static_shape, tensor_type
 from adr_tvm.geometry import ConvGeometry
+from adr_tvm.gradients.lrn import LRN
 from adr_tvm.schedules.cluster import units
 from adr_tvm.schedules.combine_rows import combine_rows, one_to_one
 from adr_tvm.schedules.compact_rows import concat_distinct, expand_rows, max_pool_distinct
@@ -27,7 +28,7 @@ from adr_tvm.schedules.match_rows import match_rows
 from adr_tvm.schedules.pair_rows import PAIRED, pair_rows, paired
 from adr_tvm.settings import ReuseSetting
 
-ELEMENTWISE = {
+PER_PIXEL = {
     "relax.nn.relu",
     "relax.nn.leakyrelu",
     "relax.nn.relu6",
@@ -38,6 +39,7 @@ ELEMENTWISE = {
     "relax.negative",
     "relax.sqrt",
     "relax.exp",
+    LRN,
 }
 DISTINCT_ROWS = 0.85  # share of distinct windows or sums above which an operator hands on an ordinary activation
 BY_CHANNEL = {"relax.add", "relax.subtract", "relax.multiply", "relax.divide", "relax.maximum", "relax.minimum"}
@@ -159,7 +161,7 @@ class CarriedIds:
             return self._pooled(call, first)
         if is_op(call, "relax.reshape"):
             return self._reshaped(call, first)
-        if call.op.name in ELEMENTWISE or (call.op.name in BY_CHANNEL and self._by_channel(call, found)):
+        if call.op.name in PER_PIXEL or (call.op.name in BY_CHANNEL and self._by_channel(call, found)):
             return self._record(self.bb.emit(call), first)
         return self._paired(call, found) if call.op.name in PAIRED else None
 

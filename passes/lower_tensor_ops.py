@@ -12,7 +12,7 @@ from tvm.target import Target
 from adr_tvm._tvm import Dataflow, cpu_target, mutate
 from adr_tvm.gradients.conv_transpose import lower_conv_transpose
 from adr_tvm.passes.lowering_math import FUNCTIONS, lower_function, lower_softmax
-from adr_tvm.passes.lowering_norms import Visit, lower_instance_norm, lower_lrn
+from adr_tvm.passes.lowering_norms import Visit, lower_instance_norm
 from adr_tvm.passes.lowering_pad import lower_pad, lower_slice
 from adr_tvm.passes.lowering_permute import lower_permute
 from adr_tvm.passes.lowering_pooling import lower_mean, lower_pool
@@ -48,8 +48,6 @@ class _Lowerer(PyExprMutator):
             return self.visit_expr_post_order(call)
         if (norm := self.chains.instance_norm(call)) is not None:
             return lower_instance_norm(self.builder_, norm, self.chains, self.visit_expr, self.isa)
-        if (response := self.chains.lrn(call)) is not None:
-            return lower_lrn(self.builder_, response, self.visit_expr, self.isa)
         if (chain := CHAINS.get(call.op.name)) is not None:
             lowered = chain(self.builder_, call, self.chains, self.visit_expr)
             if lowered is not None:

@@ -1,17 +1,15 @@
-"""Instance and local response normalisation as calls of TIR kernels, for a CPU target."""
+"""Instance normalisation as calls of TIR kernels, for a CPU target."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from tvm import relax
 
 from adr_tvm._tvm import is_op, static_shape, tensor_type
-from adr_tvm.passes.norm_patterns import Chains, InstanceNormChain, LrnChain
+from adr_tvm.passes.norm_patterns import Chains, InstanceNormChain
 from adr_tvm.schedules.instance_norm import NormShape, instance_norm
-from adr_tvm.schedules.lrn import Lrn, lrn
 from adr_tvm.schedules.register_tile import Isa
 
 Visit = Callable[[relax.Expr], relax.Expr]
@@ -39,18 +37,6 @@ def lower_instance_norm(
     out = tensor_type(flat.values)
     y = bb.emit(relax.call_tir(bb.add_func(kernel, "adr_instance_norm"), args, out))
     return relax.op.reshape(y, relax.ShapeExpr([batch, H, W, C]))
-
-
-def lower_lrn(bb: relax.BlockBuilder, chain: LrnChain, visit: Visit, isa: Isa) -> relax.Expr:
-    """The normalisation of a chain."""
-    batch, shape = chain.x.ty.shape[0], static_shape(chain.x)
-    pixels, C = math.prod(shape[1:3]), shape[3]
-    norm = Lrn(chain.before, chain.after, chain.alpha, chain.beta, chain.bias)
-    flat = relax.ShapeExpr([batch, pixels, C])
-    x = bb.emit(relax.op.reshape(visit(chain.x), flat))
-    kernel = bb.add_func(lrn(pixels, C, norm, isa), "adr_lrn")
-    y = bb.emit(relax.call_tir(kernel, [x], tensor_type(flat.values)))
-    return relax.op.reshape(y, chain.x.ty.shape)
 
 
 def _before_pixel_shuffle(x: relax.Expr, chains: Chains) -> tuple[relax.Expr, int, int, tuple[int, int]] | None:

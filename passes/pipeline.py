@@ -27,6 +27,7 @@ from adr_tvm.passes.fold_flatten import FoldFlatten
 from adr_tvm.passes.fold_scales import FoldScales
 from adr_tvm.passes.fold_shapes import FoldShapes
 from adr_tvm.passes.fuse_epilogue import FuseEpilogue
+from adr_tvm.passes.fuse_lrn import FuseLrn
 from adr_tvm.passes.fuse_residual import FuseResidual
 from adr_tvm.passes.inference_form import InferenceForm
 from adr_tvm.passes.lower_operators import LowerOperators
@@ -75,6 +76,7 @@ def canonicalise_for_training() -> Passes:
         SimplifyPower(),
         ChannelsLast(),
         # Chains and operators without a gradient become operators of ours that have one.
+        FuseLrn(),
         TrainingOperators(),
         FuseEpilogue(),
         FoldFlatten(),
@@ -124,6 +126,7 @@ def lower(target: Target) -> Passes:
         # Lossless layers need data that repeat: without, the rest of the network runs as if there were none.
         BranchOnRepetition(),
         FuseResidual(),
+        FuseLrn(),
         # cluster -> GEMM -> scatter, and the dense kernels.
         LowerOperators(target),
         # Pooling, normalisation and what else has a kernel of its own.

@@ -1,6 +1,5 @@
 """What the importer and ``ChannelsLast`` leave becomes operators that have gradients.
 
-- A chain of operators that comes to a local response normalisation (``norm_patterns.py``): ``adr.lrn``.
 - ``nn.max_pool2d`` of NHWC images: ``adr.max_pool2d``, which keeps a byte for each window for the way back.
 - ``nn.batch_norm`` over the last axis: ``adr.batch_norm`` with the statistics of the batch, which ``main`` returns too:
   after its results mean and variance of each layer, in network order.
@@ -17,12 +16,10 @@ import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from adr_tvm._tvm import Dataflow, calls, is_op, node_name, static_shape
-from adr_tvm.gradients import batch_norm, dropout, lrn, pooling, register_all
+from adr_tvm._tvm import calls, is_op, node_name, static_shape
+from adr_tvm.gradients import batch_norm, dropout, pooling, register_all
 from adr_tvm.passes.extended import fields
 from adr_tvm.passes.lowering_pooling import pool_geometry
-from adr_tvm.passes.norm_patterns import Chains
-from adr_tvm.schedules.lrn import Lrn
 
 
 @dataclass(frozen=True)
@@ -58,16 +55,12 @@ def normalisation_layers(mod: tvm.IRModule) -> list[NormalisationLayer]:
 class _Rewriter(PyExprMutator):
     def __init__(self, mod: tvm.IRModule):
         super().__init__(mod)
-        self.chains = Chains(Dataflow(mod))
         self.dropouts = 0
         self.statistics: list[relax.Expr] = []
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         if not isinstance(call.op, tvm.ir.Op):
             return self.visit_expr_post_order(call)
-        if (chain := self.chains.lrn(call)) is not None:
-            norm = Lrn(chain.before, chain.after, chain.alpha, chain.beta, chain.bias)
-            return lrn.lrn(self.visit_expr(chain.x), norm)
         name = node_name(call)
         call = self.builder_.normalize(self.visit_expr_post_order(call))
         if is_op(call, "relax.nn.max_pool2d") and pooling.max_pool_refusal(call) is None:

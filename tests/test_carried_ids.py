@@ -13,6 +13,7 @@ from adr_tvm._tvm import cpu_target
 from adr_tvm.build import build_plan, canonical_module
 from adr_tvm.frontend.onnx_model import check_model
 from adr_tvm.passes import pipeline
+from adr_tvm.passes.fuse_lrn import FuseLrn
 from adr_tvm.passes.lower_operators import LowerOperators
 from adr_tvm.passes.mark_candidates import CandidateRules, find_candidates
 from adr_tvm.plan import uniform_plan
@@ -23,7 +24,7 @@ SIDE = 24
 
 
 def _network(tmp_path, scope: str, *, batch: int | str = "N", skip: tuple[str, ...] = ()):
-    """conv 3x3/2 -> max pool -> 1x1 -> (1x1 beside 3x3) -> concat -> leaky ReLU -> 3x3, all lossless but ``skip``."""
+    """conv 3x3/2, max pool, LRN, 1x1, (1x1 beside 3x3), concat, leaky ReLU, 3x3; all lossless but ``skip``."""
     rng = np.random.default_rng(0)
     shapes = {"a": (8, 3, 3, 3), "b": (4, 8, 1, 1), "c": (8, 4, 1, 1), "d": (8, 4, 3, 3), "e": (6, 16, 3, 3)}
     weights = {f"{k}w": rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()}
@@ -32,7 +33,8 @@ def _network(tmp_path, scope: str, *, batch: int | str = "N", skip: tuple[str, .
         conv("Conv", ["x", "aw"], ["a0"], "a", strides=[2, 2], pads=[1, 1, 1, 1]),
         conv("Relu", ["a0"], ["a1"], "a_relu"),
         conv("MaxPool", ["a1"], ["p"], "pool", kernel_shape=[3, 3], strides=[1, 1], pads=[1, 1, 1, 1]),
-        conv("Conv", ["p", "bw"], ["b"], "b"),
+        conv("LRN", ["p"], ["l"], "lrn", size=3, alpha=0.1),
+        conv("Conv", ["l", "bw"], ["b"], "b"),
         conv("Conv", ["b", "cw"], ["c"], "c"),
         conv("Conv", ["b", "dw"], ["d"], "d", pads=[1, 1, 1, 1]),
         conv("Concat", ["c", "d"], ["cd"], "concat", axis=1),
@@ -76,7 +78,8 @@ def test_same_bits_as_dense(tmp_path, scope, skip):
 
 def test_data_are_hashed_once(tmp_path):
     mod, plan = _network(tmp_path, "image")
-    script = LowerOperators(TARGET)(pipeline.run(pipeline.rewrite(plan), mod, TARGET)).script(show_meta=False)
+    rewritten = FuseLrn()(pipeline.run(pipeline.rewrite(plan), mod, TARGET))
+    script = LowerOperators(TARGET)(rewritten).script(show_meta=False)
     body = script[script.index("def main(") :].partition("def main_counts(")[0]
     assert body.count("cls.adr_row_cluster") == 1
     # The windows of the pool and of the two 3x3 convolutions; 1x1 convolutions take the ids as they are.
