@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 import pytest
 
 from adr_tvm.errors import UsageError
@@ -34,6 +35,7 @@ CASES = {
     "step": lambda n: lambda o: schedulers.StepLR(o, -(-n // 3), 0.1),
     "cosine": lambda n: lambda o: schedulers.CosineAnnealingLR(o, n),
     "one-cycle": lambda n: lambda o: schedulers.OneCycleLR(o, PEAK, total_steps=n),
+    "stable-decay": lambda n: lambda o: schedulers.LambdaLR(o, lambda step: np.interp(step, [0.8 * n, n], [1, 0])),
 }
 
 

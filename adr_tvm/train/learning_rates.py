@@ -7,6 +7,8 @@ Of n steps, counted from 0:
 - ``cosine`` (CosineAnnealingLR): peak (1 + cos(pi step / n)) / 2.
 - ``one-cycle`` (OneCycleLR): a half cosine from peak / 25 up to peak at 30 % of the run, and one down to
   peak / 250,000 at its last step. Smith, Topin, "Super-Convergence" (2018).
+- ``stable-decay``: peak, then over the last fifth of the steps a line down to 0 ("cooldown" in Zhai, Kolesnikov, Houlsby,
+  Beyer, "Scaling Vision Transformers", CVPR 2022, section 3.5). What came before the fall hardly shows in its end.
 
 Warm-up goes before (LinearLR): peak (step + 1) / (warmup + 1); the schedule has the steps that are left.
 """
@@ -22,6 +24,7 @@ Schedule = Callable[[int], float]
 
 STEP_FACTOR, STEP_COUNT = 0.1, 3
 RISE, START, END = 0.3, 25.0, 1e4  # OneCycleLR's defaults
+FALL = 0.2  # share of the steps in which ``stable-decay`` falls
 
 
 def constant(peak: float) -> Schedule:
@@ -51,6 +54,11 @@ def one_cycle(peak: float, steps: int) -> Schedule:
     return rate
 
 
+def stable_decay(peak: float, steps: int) -> Schedule:
+    """Constant, then linear down to 0 at step ``steps``."""
+    return lambda step: peak * min(1.0, (steps - step) / (FALL * steps))
+
+
 def warmed_up(schedule: Schedule, peak: float, warmup: int) -> Schedule:
     """A linear rise over ``warmup`` steps, then the schedule from its step 0 on."""
     return lambda step: peak * (step + 1) / (warmup + 1) if step < warmup else schedule(step - warmup)
@@ -76,6 +84,7 @@ def learning_rates(name: str, peak: float, steps: int, warmup: int = 0) -> Sched
         "step": lambda: step_decay(peak, -(-left // STEP_COUNT)),
         "cosine": lambda: cosine(peak, left),
         "one-cycle": lambda: one_cycle(peak, left),
+        "stable-decay": lambda: stable_decay(peak, left),
     }
     if name not in made:
         raise UsageError(f"there is no learning rate schedule {name!r}, expected one of {', '.join(made)}")

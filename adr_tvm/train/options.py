@@ -18,7 +18,7 @@ from adr_tvm.train.plateau import PlateauRule
 from adr_tvm.train.stage import INPUT_GRADIENTS, LayerReuse
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
-LR_SCHEDULES = ("constant", "cosine", "step", "one-cycle")
+LR_SCHEDULES = ("constant", "cosine", "step", "one-cycle", "stable-decay")
 HASHES = ("gaussian", "pca")
 DEFAULT_LR = {"sgd": 0.05, "adam": 1e-3, "adamw": 1e-3}
 DEFAULT_LENGTHS, DEFAULT_BITS = (16, 8), (8, 10, 12)
