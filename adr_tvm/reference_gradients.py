@@ -8,6 +8,9 @@ replaces every neuron vector by the mean of its cluster, and z = rows(x_hat) W +
 and A^T = A, the mean over the members of each cluster. The reference computes just that, densely in float64. Kernels
 sum dZ over the members of each cluster instead (Ning, Guan, Shen, ICDE 2019, on backward propagation); the two share
 nothing but the contract.
+
+Where clusters take over centroids of earlier batches (B9), x_hat is made of these, which are constants: dW has them, while
+dX stays the mean over the members.
 """
 
 from __future__ import annotations
@@ -57,8 +60,9 @@ def reuse_conv2d_gradients(
     setting: ReuseSetting,
     ids: np.ndarray,
     input_gradient: str = "averaged",
+    centroids: list[list[np.ndarray]] | None = None,
 ) -> ReuseGradients:
-    """Gradients of sum(dz * z) for the reused layer with given ids (clauses B1 to B7).
+    """Gradients of sum(dz * z) for the reused layer with given ids (clauses B1 to B7, B9).
 
     Args:
         x: [B, H, W, C].
@@ -66,6 +70,7 @@ def reuse_conv2d_gradients(
         dz: [B, OH, OW, M], gradient of what the activation is applied to.
         ids: as in ``reference.ReuseResult``.
         input_gradient: ``averaged`` or ``straight-through``.
+        centroids: what the forward pass multiplied, as in ``reference.ReuseResult``; None: the means of the members.
 
     Raises:
         ValueError: a shape is wrong, or ``input_gradient`` is not known.
@@ -78,7 +83,7 @@ def reuse_conv2d_gradients(
     vectors = neuron_vectors(x, geometry, setting).astype(np.float64)
     units, S, n = own.shape
     shape = (units, n, S, geometry.vector_length(setting))
-    rebuilt = _averaged(vectors.reshape(shape), own)
+    rebuilt = _averaged(vectors.reshape(shape), own) if centroids is None else _replaced(centroids, own, shape)
     flat = dz.astype(np.float64).reshape(-1, geometry.M)
     rows = _im2col_rows(rebuilt, len(x), geometry, setting)
     matrix = w.astype(np.float64).transpose(2, 0, 1, 3).reshape(geometry.K, geometry.M)
@@ -105,6 +110,15 @@ def _averaged(vectors: np.ndarray, ids: np.ndarray) -> np.ndarray:
         sizes = np.bincount(own[members], minlength=len(sums))
         means[u, members, s] = sums[own[members]] / sizes[own[members], None]
     return means
+
+
+def _replaced(centroids: list[list[np.ndarray]], ids: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Vectors [U, n, S, L] that are the given centroids [clusters, L] of each (unit, segment); 0 in no cluster."""
+    vectors = np.zeros(shape)
+    for u, s in np.ndindex(ids.shape[:2]):
+        members = np.flatnonzero(ids[u, s] >= 0)
+        vectors[u, members, s] = centroids[u][s][ids[u, s, members]]
+    return vectors
 
 
 def _cut(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

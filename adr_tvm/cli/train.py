@@ -13,6 +13,7 @@ from dataclasses import fields
 from adr_tvm import __version__
 from adr_tvm.cli.common import Parser, add_verbosity, run_cli
 from adr_tvm.settings import GRANULARITIES, SCOPES
+from adr_tvm.stream_table import DEFAULT_SLOTS
 from adr_tvm.train.controller import STRATEGIES
 from adr_tvm.train.networks import NETWORKS
 from adr_tvm.train.options import DEFAULT_FIXED, DEFAULT_LR, HASHES, LR_SCHEDULES, OPTIMIZERS, TrainOptions
@@ -127,6 +128,12 @@ def _add_reuse_options(group: argparse._ArgumentGroup) -> None:
         "--finish", metavar="reuse|dense", help="a dense stage after the finest, or none (default: reuse)"
     )
     group.add_argument("--refresh-planes", metavar="N", type=int, help="steps between fits of planes (default: 100)")
+    group.add_argument(
+        "--stream-slots",
+        metavar="N",
+        type=int,
+        help=f"centroids of a segment that adaptive+stream keeps, the last used ones (default: {DEFAULT_SLOTS})",
+    )
     group.add_argument(
         "--measure",
         action=argparse.BooleanOptionalAction,

@@ -76,10 +76,10 @@ def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
 
 
 def _gradient(var: relax.Var, call: relax.Call, out_gradients: relax.Expr, bb: relax.BlockBuilder) -> list[relax.Expr]:
-    """Gradients of x, w and bias; planes and thresholds get none."""
+    """Gradients of x, w and bias; planes, thresholds and a table of centroids, which are constants, get none."""
     if not ops.is_training(call):
         raise ValueError(f"{ops.layer_name(call)}: has a gradient only with training=True")
-    x, w, _, planes, thresholds = call.args
+    x, w, _, planes, thresholds, *stream = call.args
     activation, g, setting = ops.activation_of(call), ops.geometry_of(call), ops.setting_of(call)
     y, dy = (bb.emit(relax.TupleGetItem(v, 0)) for v in (var, out_gradients))
     ids, centroids = (bb.emit(relax.TupleGetItem(var, i)) for i in (2, 3))
@@ -96,7 +96,8 @@ def _gradient(var: relax.Var, call: relax.Call, out_gradients: relax.Expr, bb: r
         shape: dict[str, Any] = {"strides": g.strides, "padding": g.padding, "dilation": g.dilation}
         dx = bb.emit(conv2d.conv2d_input_grad(dz, four, input=(g.H, g.W), **shape))
     dx, dw = _reshaped(bb, dx, static_shape(x)), _reshaped(bb, dw, static_shape(w))
-    return [dx, dw, dbias, *(bb.emit(relax.op.zeros_like(t)) for t in (planes, thresholds))]
+    none = [relax.op.grad.no_grad(t) for t in stream]
+    return [dx, dw, dbias, *(bb.emit(relax.op.zeros_like(t)) for t in (planes, thresholds)), *none]
 
 
 def _reshaped(bb: relax.BlockBuilder, tensor: relax.Expr, shape: Any) -> relax.Expr:

@@ -35,7 +35,8 @@ class State(Protocol):
 
 
 class StepResult(Protocol):
-    """What a step found out: mean loss before the update, right answers, {layer: (clusters, vectors)}."""
+    """What a step found out: mean loss before the update, right answers, {layer: (clusters, vectors)}, and of these
+    clusters those taken over from earlier batches, where clusters persist."""
 
     @property
     def loss(self) -> float: ...
@@ -43,6 +44,8 @@ class StepResult(Protocol):
     def correct(self) -> int: ...
     @property
     def clusters(self) -> Mapping[str, tuple[int, int]]: ...
+    @property
+    def streamed(self) -> Mapping[str, int]: ...
 
 
 class Step(Protocol):

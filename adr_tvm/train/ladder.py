@@ -37,7 +37,7 @@ def grid(base: LayerReuse, lengths: Sequence[int], bits: Sequence[int], gradient
     """All combinations; what they do not name is as in ``base``."""
     s = base.setting
     return [
-        LayerReuse(ReuseSetting(s.granularity, L, H, s.hash, s.scope), gradient, base.stream)
+        LayerReuse(ReuseSetting(s.granularity, L, H, s.hash, s.scope), gradient, base.stream, base.slots)
         for L in lengths
         for H in bits
         for gradient in gradients

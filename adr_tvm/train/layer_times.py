@@ -16,7 +16,9 @@ from tvm import relax
 
 from adr_tvm import ops
 from adr_tvm.build import build_module
+from adr_tvm.geometry import ConvGeometry
 from adr_tvm.gradients import register_all
+from adr_tvm.stream_table import StreamTable
 from adr_tvm.train.controller import LayerTimes
 from adr_tvm.train.stage import LayerReuse
 from adr_tvm.train.state import tensor_of
@@ -25,7 +27,7 @@ TURNS = 7
 
 
 def gradient_module(call: relax.Call, reuse: LayerReuse | None, batch: int, input_gradient: bool) -> tvm.IRModule:
-    """``main(x, w, bias, dy[, planes, thresholds]) -> (y, dw, dbias[, dx])`` of one layer.
+    """``main(x, w, bias, dy[, planes, thresholds[, table and step]]) -> (y, dw, dbias[, dx])`` of one layer.
 
     Args:
         call: the dense call of ``adr.conv2d`` or ``adr.dense``.
@@ -46,8 +48,16 @@ def gradient_module(call: relax.Call, reuse: LayerReuse | None, batch: int, inpu
         planes = relax.Var("planes", relax.TensorType([S, L, H], "float32"))
         thresholds = relax.Var("thresholds", relax.TensorType([S, H], "float32"))
         parameters += [planes, thresholds]
+        stream = _stream(geometry, reuse)
+        parameters += stream
         forward = ops.with_reuse(
-            forward, reuse.setting, planes, thresholds, training=True, input_gradient=reuse.input_gradient
+            forward,
+            reuse.setting,
+            planes,
+            thresholds,
+            training=True,
+            input_gradient=reuse.input_gradient,
+            stream=stream,
         )
     builder = relax.BlockBuilder()
     with builder.function("main", parameters):
@@ -63,6 +73,14 @@ def gradient_module(call: relax.Call, reuse: LayerReuse | None, batch: int, inpu
             returned = builder.emit_output(relax.Tuple([y, *[builder.emit(g) for g in wanted]]))
         builder.emit_func_output(returned)
     return relax.transform.DeadCodeElimination()(builder.get())
+
+
+def _stream(geometry: ConvGeometry, reuse: LayerReuse) -> list[relax.Var]:
+    """The table of centroids and the number of the step, where clusters persist."""
+    if not reuse.stream:
+        return []
+    parts = StreamTable.of(geometry, reuse.setting, reuse.slots).parts | {"now": ((1,), "int32")}
+    return [relax.Var(name, relax.TensorType(list(shape), dtype)) for name, (shape, dtype) in parts.items()]
 
 
 def time_layer(
@@ -90,7 +108,10 @@ def time_layer(
         return tensor_of(rng.standard_normal(dims if first is None else [first, *dims]).astype(np.float32))
 
     data = [tensor_of(x.reshape(shape)), noise(call.args[1].ty), noise(call.args[2].ty), noise(call.ty, len(x))]
-    tables = [tensor_of(part) for part in planes]
+    kept = [np.zeros([int(d) for d in var.ty.shape], var.ty.dtype) for var in _stream(ops.geometry_of(call), reuse)]
+    if kept:
+        kept[-1][:] = 1  # the first turn fills the table, those that count find all clusters in it
+    tables = [tensor_of(part) for part in (*planes, *kept)]
     runs: list[Callable[[], object]] = []
     for each, arguments in ((None, data), (reuse, [*data, *tables])):
         library = build_module(gradient_module(call, each, len(x), input_gradient), target)

@@ -14,6 +14,7 @@ from typing import Any
 from adr_tvm.errors import UsageError
 from adr_tvm.settings import GRANULARITIES, SCOPES, ReuseSetting
 from adr_tvm.train.controller import FIXED, OFF, STRATEGIES, STREAM
+from adr_tvm.stream_table import DEFAULT_SLOTS, STREAMING
 from adr_tvm.train.plateau import PlateauRule
 from adr_tvm.train.stage import INPUT_GRADIENTS, LayerReuse
 
@@ -53,6 +54,7 @@ class TrainOptions:
         window, improvement, smoothing: of the rule that ends a stage, see `adr_tvm.train.plateau`.
         last_stage_by: share of the run by which the last stage begins, whatever the loss does; None: never forced.
         refresh_planes: steps after which hash planes are fitted to the data again; 0: only when a stage begins.
+        stream_slots: of ``adaptive+stream``: centroids of a segment that persist at most, the last used ones.
         measure: time each candidate and run a layer dense where it is not faster.
         skip, only: layers stay dense if a pattern is found in, not found in their name.
         compile_ahead: compile the next stage in the background.
@@ -92,6 +94,7 @@ class TrainOptions:
     smoothing: float = 0.98
     last_stage_by: float | None = None
     refresh_planes: int = 100
+    stream_slots: int = DEFAULT_SLOTS
     measure: bool = True
     skip: Sequence[str] = ()
     only: Sequence[str] = ()
@@ -113,6 +116,7 @@ class TrainOptions:
             raise UsageError(f"--std is {list(self.std)}, expected more than 0")
         if self.nesterov and not (self.optimizer == "sgd" and self.momentum > 0):
             raise UsageError("--nesterov is for --optimizer sgd with --momentum")
+        self._check_streaming()
         listed = self.listed_stages()
         if self.reuse == OFF and self.stages is not None:
             raise UsageError("--stages needs --reuse fixed, adaptive or adaptive+stream")
@@ -160,7 +164,7 @@ class TrainOptions:
     def _reuse(self, granularity: str, L: int, H: int, gradient: str) -> LayerReuse:
         try:
             setting = ReuseSetting(granularity, L, H, self.hash, self.scope)  # type: ignore[arg-type]
-            return LayerReuse(setting, gradient, stream=self.reuse == STREAM)  # type: ignore[arg-type]
+            return LayerReuse(setting, gradient, self.reuse == STREAM, self.stream_slots)  # type: ignore[arg-type]
         except ValueError as error:
             raise UsageError(f"--stages: {error}") from None
 
@@ -178,6 +182,7 @@ class TrainOptions:
             ("--smoothing", self.smoothing, 0, 0.9999),
             ("--last-stage-by", self.last_stage_by, 0, 1),
             ("--refresh-planes", self.refresh_planes, 0, 1 << 40),
+            ("--stream-slots", self.stream_slots, 1, 1 << 20),
             ("--checkpoint-every", self.checkpoint_every, 1, 1 << 40),
             ("--max-steps", self.max_steps, 1, 1 << 40),
             ("--seed", self.seed, 0, 2**63 - 1),
@@ -187,6 +192,12 @@ class TrainOptions:
                 raise UsageError(f"{flag} is {value}, expected {lowest} to {highest}")
         if not (self.peak_lr > 0 and math.isfinite(self.peak_lr)):
             raise UsageError(f"--lr is {self.lr}, expected more than 0")
+
+    def _check_streaming(self) -> None:
+        if self.reuse == STREAM and self.scope != "batch":
+            raise UsageError(f"--reuse {STREAM} needs --scope batch: with {self.scope} clusters are of one image")
+        if self.reuse == STREAM and self.granularity not in STREAMING:
+            raise UsageError(f"--reuse {STREAM} needs --granularity {' or '.join(STREAMING)}, not {self.granularity}")
 
     def _check_words(self) -> None:
         for flag, value, allowed in (

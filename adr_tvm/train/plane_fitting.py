@@ -1,6 +1,7 @@
 """Hash planes for layers under training: fitted to their inputs, anew as the network changes.
 
-Between two fits planes and means are constants, in forward and backward.
+Between two fits planes and means are constants, in forward and backward. Centroids that were kept over batches are
+forgotten at a fit: their keys mean something else then.
 """
 
 from __future__ import annotations
@@ -49,13 +50,14 @@ class PlaneFitter:
         }
 
     def fit(self, state: TrainingState, x: np.ndarray, reuse: Mapping[str, LayerReuse], seed: int) -> None:
-        """Set the planes of the layers in ``reuse`` in the state.
+        """Set the planes of the layers in ``reuse``, the stage's, in the state, and empty all tables of centroids.
 
         Args:
             x: float32 [batch, ...].
             seed: of planes and of the sample; the same gives the same planes.
         """
         inputs = self.inputs(state, x)
+        state.streams.clear()
         for layer, each in reuse.items():
             found = self._planes(inputs[layer], layer, each, seed)
             if found is not None:

@@ -64,6 +64,10 @@ class RunLog(MetricsLog):
         """A step was taken, in ``seconds`` with the waiting for its batch."""
         images = len(batch.labels)
         ratios = {layer: found / max(1, vectors) for layer, (found, vectors) in result.clusters.items()}
+        shares = {
+            layer: {"streamed": round(streamed / max(1, result.clusters[layer][0]), 6)}
+            for layer, streamed in result.streamed.items()
+        }
         self.write(
             "step",
             step=step,
@@ -74,7 +78,7 @@ class RunLog(MetricsLog):
             images_per_second=round(images / max(1e-9, seconds), 2),
             seconds=round(seconds, 6),
             layers={
-                layer: {"L": reuse.setting.L, "H": reuse.setting.H, "r_c": round(ratios[layer], 6)}
+                layer: {"L": reuse.setting.L, "H": reuse.setting.H, "r_c": round(ratios[layer], 6)} | shares.get(layer, {})
                 for layer, reuse in stage.items()
                 if reuse is not None and layer in ratios
             },

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
 from adr_tvm.settings import ReuseSetting
+from adr_tvm.stream_table import DEFAULT_SLOTS, check_streaming
 
 AVERAGED, STRAIGHT_THROUGH = "averaged", "straight-through"
 INPUT_GRADIENTS = (AVERAGED, STRAIGHT_THROUGH)
@@ -22,16 +23,23 @@ class LayerReuse:
         input_gradient: ``averaged``: over the members of a cluster, the exact derivative with ids frozen;
             ``straight-through``: dX = dY W^T, as if the layer were dense.
         stream: ids and centroids persist over batches (the papers' cluster reuse).
+        slots: centroids of a segment that persist at most, the last used ones; without ``stream`` it says nothing.
+
+    Raises:
+        ValueError: ``input_gradient`` is not known, or the clusters of such a setting cannot persist.
     """
 
     setting: ReuseSetting
     input_gradient: str = AVERAGED
     stream: bool = False
+    slots: int = DEFAULT_SLOTS
 
     def __post_init__(self) -> None:
         if self.input_gradient not in INPUT_GRADIENTS:
             allowed = ", ".join(INPUT_GRADIENTS)
             raise ValueError(f"input_gradient is {self.input_gradient!r}, expected one of {allowed}")
+        if self.stream:
+            check_streaming(self.setting, self.slots)
 
     def with_bits(self, H: int) -> LayerReuse:
         """The same with another number of hash bits."""
