@@ -183,7 +183,7 @@ def with_reuse(
         stream: the table's parts (``StreamTable.parts``) and the step int32 [1]; only in training.
 
     Raises:
-        ValueError: planes, thresholds or table, or thresholds do not fit the layer, or a layer of this setting cannot be trained.
+        ValueError: planes, thresholds or table do not fit the layer, or a layer of this setting cannot be trained.
     """
     geometry, name = geometry_of(call), layer_name(call)
     if setting.hash == "exact":

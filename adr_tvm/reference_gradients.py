@@ -9,8 +9,8 @@ and A^T = A, the mean over the members of each cluster. The reference computes j
 sum dZ over the members of each cluster instead (Ning, Guan, Shen, ICDE 2019, on backward propagation); the two share
 nothing but the contract.
 
-Where clusters take over centroids of earlier batches (B9), x_hat is made of these, which are constants: dW has them, while
-dX stays the mean over the members.
+Where clusters take over centroids of earlier batches (B9), x_hat is made of these, which are constants: dW has them,
+while dX stays the mean over the members.
 """
 
 from __future__ import annotations

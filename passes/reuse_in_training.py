@@ -1,9 +1,9 @@
 """Layers reuse in training: their planes and thresholds are parameters of ``main``, their counts results.
 
 ``main(x, parameters...)`` becomes ``main(x, parameters..., planes and thresholds of each reusing layer...)``, which
-returns what it returned and then the ``stats`` of each of these layers, in network order. A layer whose clusters persist
-over batches also takes its table of centroids, behind its thresholds, and then returns, behind the stats of all, how many
-clusters it took over and the table; the number of the step, ``now`` int32 [1], is then the last parameter.
+returns what it returned and then the ``stats`` of each of these layers, in network order. A layer whose clusters
+persist over batches also takes its table of centroids, behind its thresholds, and then returns, behind the stats of
+all, how many clusters it took over and the table; the number of the step, ``now`` int32 [1], is the last parameter.
 """
 
 from __future__ import annotations

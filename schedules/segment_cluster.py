@@ -23,7 +23,7 @@ from adr_tvm.settings import ReuseSetting
 
 
 def number_segments(g: ConvGeometry, setting: ReuseSetting, keyed: bool):
-    """Inline ``(X, planes, thresholds, ids, centroids, counts, found, B, U, G, cap)``: all of ``cluster`` but the gains.
+    """Inline ``(X, planes, thresholds, ids, centroids, counts, found, B, U, G, cap)``: all but the gains.
 
     ``keyed``: found int32 [U, S, cap] takes the keys of the clusters.
     """

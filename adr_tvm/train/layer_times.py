@@ -48,7 +48,8 @@ def gradient_module(call: relax.Call, reuse: LayerReuse | None, batch: int, inpu
         planes = relax.Var("planes", relax.TensorType([S, L, H], "float32"))
         thresholds = relax.Var("thresholds", relax.TensorType([S, H], "float32"))
         parameters += [planes, thresholds]
-        stream = _stream(geometry, reuse)
+        kept = _stream(geometry, reuse).items()
+        stream = [relax.Var(name, relax.TensorType(list(dims), dtype)) for name, (dims, dtype) in kept]
         parameters += stream
         forward = ops.with_reuse(
             forward,
@@ -75,12 +76,11 @@ def gradient_module(call: relax.Call, reuse: LayerReuse | None, batch: int, inpu
     return relax.transform.DeadCodeElimination()(builder.get())
 
 
-def _stream(geometry: ConvGeometry, reuse: LayerReuse) -> list[relax.Var]:
-    """The table of centroids and the number of the step, where clusters persist."""
+def _stream(geometry: ConvGeometry, reuse: LayerReuse) -> dict[str, tuple[tuple[int, ...], str]]:
+    """(shape, dtype) of the table of centroids and of the number of the step, where clusters persist."""
     if not reuse.stream:
-        return []
-    parts = StreamTable.of(geometry, reuse.setting, reuse.slots).parts | {"now": ((1,), "int32")}
-    return [relax.Var(name, relax.TensorType(list(shape), dtype)) for name, (shape, dtype) in parts.items()]
+        return {}
+    return StreamTable.of(geometry, reuse.setting, reuse.slots).parts | {"now": ((1,), "int32")}
 
 
 def time_layer(
@@ -108,10 +108,10 @@ def time_layer(
         return tensor_of(rng.standard_normal(dims if first is None else [first, *dims]).astype(np.float32))
 
     data = [tensor_of(x.reshape(shape)), noise(call.args[1].ty), noise(call.args[2].ty), noise(call.ty, len(x))]
-    kept = [np.zeros([int(d) for d in var.ty.shape], var.ty.dtype) for var in _stream(ops.geometry_of(call), reuse)]
-    if kept:
-        kept[-1][:] = 1  # the first turn fills the table, those that count find all clusters in it
-    tables = [tensor_of(part) for part in (*planes, *kept)]
+    table = {name: np.zeros(*each) for name, each in _stream(ops.geometry_of(call), reuse).items()}
+    if table:
+        table["now"][:] = 1  # the first turn fills the table, those that count find all clusters in it
+    tables = [tensor_of(part) for part in (*planes, *table.values())]
     runs: list[Callable[[], object]] = []
     for each, arguments in ((None, data), (reuse, [*data, *tables])):
         library = build_module(gradient_module(call, each, len(x), input_gradient), target)

@@ -4,10 +4,10 @@
 |---|---|
 | ``start`` | network, data, options, layers: {name: [{reuse, cost}]}, steps, steps_per_epoch, images |
 | ``stage`` | step (before it), level, layers: {name: reuse or null}, measured: {name: {position: [dense s, reuse s]}} |
-| ``step`` | step and epoch (from 1), loss, accuracy, lr, images_per_second, seconds, layers: {name: {L, H, r_c, streamed}} |
+| ``step`` | step and epoch (from 1), loss, accuracy, lr, images_per_second, seconds, layers: {name: {L, H, r_c}} |
 | ``epoch`` | step, epoch, loss, accuracy, test_loss, test_accuracy, images_per_second, seconds: {phase: s so far} |
 
-``streamed`` is the share of a layer's clusters whose centroid is that of an earlier batch, where clusters persist.
+Layers whose clusters persist also have ``streamed``: the share of clusters whose centroid is that of an earlier batch.
 Lines are whole: a run that goes on from a checkpoint cuts the file where the checkpoint was made.
 """
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from adr_tvm.errors import UsageError
 from adr_tvm.settings import GRANULARITIES, SCOPES, ReuseSetting
-from adr_tvm.train.controller import FIXED, OFF, STRATEGIES, STREAM
 from adr_tvm.stream_table import DEFAULT_SLOTS, STREAMING
+from adr_tvm.train.controller import FIXED, OFF, STRATEGIES, STREAM
 from adr_tvm.train.plateau import PlateauRule
 from adr_tvm.train.stage import INPUT_GRADIENTS, LayerReuse
 

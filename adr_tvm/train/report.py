@@ -133,19 +133,19 @@ def _plots(history: History) -> list[Curves]:
     def tested(key: str) -> Series:
         return Series("test", epochs, [each[key] for each in history.epochs], 1, dots=True)
 
-    ratios = [
-        Series(
-            layer,
-            [each["step"] for each in history.steps if layer in each["layers"]],
-            [each["layers"][layer]["r_c"] for each in history.steps if layer in each["layers"]],
-            index % COLOURS,
-        )
-        for index, layer in enumerate(layers)
-    ]
+    def by_layer(key: str) -> list[Series]:
+        found = []
+        for index, layer in enumerate(layers):
+            told = [each for each in history.steps if key in each["layers"].get(layer, {})]
+            values = [each["layers"][layer][key] for each in told]
+            found.append(Series(layer, [each["step"] for each in told], values, index % COLOURS))
+        return found
+
     found = [
         curves("Loss", [of("training", "loss", 0), tested("test_loss")], last, marks),
         curves("Accuracy", [of("training", "accuracy", 0), tested("test_accuracy")], last, marks, top=1.0),
-        curves("Remaining ratio r_c", ratios, last, marks, log=True),
+        curves("Remaining ratio r_c", by_layer("r_c"), last, marks, log=True),
+        curves("Clusters taken over from earlier batches", by_layer("streamed"), last, marks, top=1.0),
         curves("Images a second", [of("training", "images_per_second", 0)], last, marks),
         curves("Learning rate", [of("training", "lr", 0)], last, marks),
     ]
@@ -189,7 +189,7 @@ def _stage_rows(history: History) -> list[dict[str, Any]]:
             "step_ms": None if stage.step_seconds is None else 1e3 * stage.step_seconds,
             "loss": stage.last_loss,
             "layers": [
-                (layer, _reuse_words(reuse), stage.ratio(layer))
+                (layer, _reuse_words(reuse), stage.ratio(layer), stage.share_streamed(layer))
                 for layer, reuse in stage.layers.items()
                 if reuse is not None
             ],

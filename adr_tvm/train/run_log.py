@@ -64,10 +64,7 @@ class RunLog(MetricsLog):
         """A step was taken, in ``seconds`` with the waiting for its batch."""
         images = len(batch.labels)
         ratios = {layer: found / max(1, vectors) for layer, (found, vectors) in result.clusters.items()}
-        shares = {
-            layer: {"streamed": round(streamed / max(1, result.clusters[layer][0]), 6)}
-            for layer, streamed in result.streamed.items()
-        }
+        shares = {layer: found / max(1, result.clusters[layer][0]) for layer, found in result.streamed.items()}
         self.write(
             "step",
             step=step,
@@ -78,13 +75,19 @@ class RunLog(MetricsLog):
             images_per_second=round(images / max(1e-9, seconds), 2),
             seconds=round(seconds, 6),
             layers={
-                layer: {"L": reuse.setting.L, "H": reuse.setting.H, "r_c": round(ratios[layer], 6)} | shares.get(layer, {})
+                layer: {
+                    "L": reuse.setting.L,
+                    "H": reuse.setting.H,
+                    "r_c": round(ratios[layer], 6),
+                    **({"streamed": round(shares[layer], 6)} if layer in shares else {}),
+                }
                 for layer, reuse in stage.items()
                 if reuse is not None and layer in ratios
             },
         )
         loss, accuracy = self._loss.add(result.loss), self._accuracy.add(result.correct / images)
-        bar.advance(1, live_note(loss, accuracy, images / max(1e-9, self._seconds.add(seconds)), stage, ratios))
+        speed = images / max(1e-9, self._seconds.add(seconds))
+        bar.advance(1, live_note(loss, accuracy, speed, stage, ratios, shares))
 
     def epoch(
         self,
