@@ -1,8 +1,8 @@
 """Checkpoints: everything that a run needs to go on to the same curve, in one safetensors file. Never pickle.
 
-The tensors are the state's arrays by path (parameters, optimizer, running statistics, hash planes). The metadata hold
-one entry, ``adr_tvm``: JSON of ``Progress``, with the SHA-256 of the tensors. A file is written beside its goal,
-flushed to the disk and renamed: whenever the process ends, the last whole checkpoint is there.
+The tensors are the state's arrays by path (parameters, optimizer, running statistics, hash planes, kept centroids).
+The metadata hold one entry, ``adr_tvm``: JSON of ``Progress``, with the SHA-256 of the tensors. A file is written
+beside its goal, flushed to the disk and renamed: whenever the process ends, the last whole checkpoint is there.
 
 safetensors: 8 bytes length of the header, the header (JSON: dtype, shape and place of each tensor), the data. It is
 written here tensor by tensor, since the library's writer copies all of them first, and read by the library.
