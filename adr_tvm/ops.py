@@ -120,7 +120,9 @@ def setting_attrs(setting: ReuseSetting) -> dict[str, Any]:
     }
 
 
-_SETTING_ATTRS = frozenset([*setting_attrs(ReuseSetting()), "training", "input_gradient", "stream_slots"])
+_SETTING_ATTRS = frozenset(
+    [*setting_attrs(ReuseSetting()), "training", "input_gradient", "backward_only", "stream_slots"]
+)
 
 
 def conv2d(
@@ -169,6 +171,7 @@ def with_reuse(
     *,
     training: bool = False,
     input_gradient: str = "averaged",
+    backward_only: bool = False,
     stream: Sequence[relax.Expr] = (),
 ) -> relax.Call:
     """The reuse form of a call of ``adr.conv2d`` or ``adr.dense``.
@@ -180,6 +183,7 @@ def with_reuse(
         thresholds: float32 [S, H], likewise.
         training: whether the call also returns ids and centroids, and has a gradient.
         input_gradient: one of ``settings.INPUT_GRADIENTS``.
+        backward_only: y is that of the dense layer, only the gradients reuse; only in training.
         stream: the table's parts (``StreamTable.parts``) and the step int32 [1]; only in training.
 
     Raises:
@@ -197,9 +201,11 @@ def with_reuse(
             raise ValueError(f"{name}: planes {found[0]} and thresholds {found[1]} do not fit [S, L, H] = {expected}")
     if training:
         check_trainable(name, setting, input_gradient)
+    elif backward_only:
+        raise ValueError(f"{name}: reuse in the backward pass alone is for training")
     op = REUSE_DENSE if call.op.name == DENSE else REUSE_CONV2D
     attrs = attributes(call) | setting_attrs(setting) | {"training": int(training), "input_gradient": input_gradient}
-    attrs |= {"stream_slots": _stream_slots(name, geometry, setting, stream)}
+    attrs |= {"backward_only": int(backward_only), "stream_slots": _stream_slots(name, geometry, setting, stream)}
     tensors = [t if isinstance(t, relax.Expr) else relax.const(np.asarray(t, np.float32)) for t in (planes, thresholds)]
     return relax.Call(tvm.ir.Op.get(op), [*call.args, *tensors, *stream], dict_attrs(**attrs))
 
@@ -266,6 +272,11 @@ def _reuse_type(call: relax.Call) -> relax.TupleType:
 def is_training(call: relax.Call) -> bool:
     """Whether a reuse call returns what its gradient needs."""
     return bool(int(call.attrs["training"]))
+
+
+def is_backward_only(call: relax.Call) -> bool:
+    """Whether the result of a reuse call is the dense one."""
+    return bool(int(call.attrs["backward_only"]))
 
 
 def is_streaming(call: relax.Call) -> bool:

@@ -150,7 +150,7 @@ def measure(folder: Path, keys: list[str], threads: int, seconds: float, compile
 
     def stage_of(key: str) -> Stage:
         return {
-            layer: LayerReuse(ReuseSetting(**reuse["setting"]), reuse["input_gradient"], reuse["stream"])
+            layer: LayerReuse(**reuse | {"setting": ReuseSetting(**reuse["setting"])})
             for layer, reuse in json.loads(key).items()
         }
 
@@ -305,8 +305,8 @@ def _short(key: str) -> str:
     for layer, reuse in json.loads(key).items():
         s = reuse["setting"]
         gradient = "" if reuse["input_gradient"] == "averaged" else f":{reuse['input_gradient']}"
-        stream = " stream" if reuse["stream"] else ""
-        found.append(f"{layer} {s['granularity']}/{s['L']}x{s['H']}{gradient}{stream}")
+        flags = [" stream"] * reuse["stream"] + [" backward only"] * reuse["backward_only"]
+        found.append(f"{layer} {s['granularity']}/{s['L']}x{s['H']}{gradient}{''.join(flags)}")
     return ", ".join(found) or "dense"
 
 

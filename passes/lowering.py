@@ -80,6 +80,11 @@ class _Lowering:
     def _call(self, kernel: str, func: tirx.PrimFunc, args: list[Any], out: Any) -> relax.Call:
         return relax.call_tir(self.bb.add_func(func, f"adr_{kernel}"), args, out)
 
+    def _dense(self, image: relax.TensorType) -> relax.Expr:
+        """The result without reuse."""
+        y = self.bb.emit(lower_dense(self.bb, ops.without_reuse(self.call), self.target))
+        return self.bb.emit(relax.op.reshape(y, image.shape))
+
     def _weights(self) -> tuple[relax.Expr, relax.Expr]:
         return packed_weights(self.bb, self.call, self.geometry, self.tile.NR)
 
@@ -128,10 +133,13 @@ class _Lowering:
         stream: list[relax.Expr] = []
         if streaming:
             parts[2], *stream = take_over(self.bb, self.call, keys, parts[3], parts[2])
+        saved = [parts[4], parts[0], parts[2], *stream]
+        if ops.is_backward_only(self.call):
+            return [self._dense(image), *saved]
         schedule = reuse_schedule(self.target, g, setting, static_shape(x)[0])
         kernel = gemm_scatter(g, setting, self.activation, self.tile, schedule)
         y = self._call(f"{setting.granularity}_gemm_scatter", kernel, [x, *self._weights(), *parts], image)
-        return [self.bb.emit(y), parts[4], parts[0], parts[2], *stream]
+        return [self.bb.emit(y), *saved]
 
     def _rows(self, x: relax.Expr, setting: ReuseSetting, image: Any) -> list[relax.Expr]:
         """y, stats, ids and centroids."""
@@ -148,6 +156,8 @@ class _Lowering:
             )
         )
         ids, lead, reps, source, means, stats = (self.bb.emit(relax.TupleGetItem(found, i)) for i in range(6))
+        if ops.is_backward_only(self.call):
+            return [self._dense(image), stats, ids, means]
         kernel = gemm_rows(g, setting, self.activation, self.tile)
         partial = self.bb.emit(self._call("row_gemm", kernel, [x, *self._weights(), lead, reps, source, means], image))
         copy = self.bb.add_func(scatter_rows(g, setting), "adr_row_scatter")

@@ -65,6 +65,7 @@ class _Rewriter(PyExprMutator):
             thresholds,
             training=True,
             input_gradient=reuse.input_gradient,
+            backward_only=reuse.backward_only,
             stream=[*table, self.now] if reuse.stream else (),
         )
         result = self.builder_.emit(made)

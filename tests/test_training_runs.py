@@ -14,6 +14,7 @@ REUSE = {
     "setting": {"granularity": "pixel", "L": 16, "H": 8},
     "input_gradient": "averaged",
     "stream": False,
+    "backward_only": False,
 }
 DENSE, REUSED = stage_key({}), stage_key({"conv2": REUSE})
 TIMES = Times(

@@ -113,7 +113,7 @@ def _add_reuse_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--stages",
         metavar="LxH,...",
-        help="the stages, coarsest first, as 16x8,segment/10x10,8x12:straight-through,dense: length of vectors, hash "
+        help="the stages, coarsest first, as 16x8,segment/10x10,8x12:backward-only,dense: length of vectors, hash "
         f"bits, input gradient (default: by predicted cost; with fixed {DEFAULT_FIXED})",
     )
     group.add_argument("--granularity", metavar="|".join(GRANULARITIES), help="what a vector is (default: pixel)")

@@ -68,6 +68,8 @@ def _finer(new: LayerReuse | None, old: LayerReuse | None) -> bool:
     if new is None or old is None:
         return new is None
     rank = INPUT_GRADIENTS.index
+    if new.backward_only != old.backward_only:
+        return new.backward_only
     return (
         new.setting.L <= old.setting.L
         and new.setting.H >= old.setting.H

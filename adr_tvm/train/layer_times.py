@@ -58,6 +58,7 @@ def gradient_module(call: relax.Call, reuse: LayerReuse | None, batch: int, inpu
             thresholds,
             training=True,
             input_gradient=reuse.input_gradient,
+            backward_only=reuse.backward_only,
             stream=stream,
         )
     builder = relax.BlockBuilder()

@@ -26,7 +26,8 @@ DEFAULT_LENGTHS, DEFAULT_BITS = (16, 8), (8, 10, 12)
 DEFAULT_FIXED = "8x12"
 
 _NO_EFFECT_ON_CURVE = ("resume", "threads", "checkpoint_every", "compile_ahead", "max_steps")
-_STAGE = re.compile(r"(?:(?P<granularity>[a-z]+)/)?(?P<L>\d+)x(?P<H>\d+)(?::(?P<gradient>[a-z-]+))?")
+_STAGE = re.compile(r"(?:(?P<granularity>[a-z]+)/)?(?P<L>\d+)x(?P<H>\d+)(?P<more>(?::[a-z-]+)*)")
+BACKWARD_ONLY = "backward-only"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class TrainOptions:
         label_smoothing: share of the target spread over all classes.
         augment: random crop and flip.
         padding: pixels a crop may reach past the image.
-        stages: the stages one by one, as ``16x8,8x12:straight-through,dense``; None: chosen by predicted cost.
+        stages: the stages one by one, as ``16x8,8x12:straight-through,16x8:backward-only,dense``; None: chosen by
+            predicted cost.
         granularity, hash, scope: of all stages that do not say otherwise.
         input_gradient: of all stages; None: chosen, averaged before straight-through.
         finish: what comes after the finest stage: ``reuse``, or ``dense`` as a last stage.
@@ -159,12 +161,16 @@ class TrainOptions:
         if match is None:
             raise UsageError(f"--stages: {text!r} is no stage, expected such as 16x8, segment/10x12:averaged or dense")
         granularity = match["granularity"] or self.granularity
-        return self._reuse(granularity, int(match["L"]), int(match["H"]), match["gradient"] or self.base.input_gradient)
+        more = match["more"].split(":")[1:]
+        gradients = [word for word in more if word != BACKWARD_ONLY] or [self.base.input_gradient]
+        if len(gradients) > 1:
+            raise UsageError(f"--stages: {text!r} names more than one input gradient: {', '.join(gradients)}")
+        return self._reuse(granularity, int(match["L"]), int(match["H"]), gradients[0], BACKWARD_ONLY in more)
 
-    def _reuse(self, granularity: str, L: int, H: int, gradient: str) -> LayerReuse:
+    def _reuse(self, granularity: str, L: int, H: int, gradient: str, backward_only: bool = False) -> LayerReuse:
         try:
             setting = ReuseSetting(granularity, L, H, self.hash, self.scope)  # type: ignore[arg-type]
-            return LayerReuse(setting, gradient, self.reuse == STREAM, self.stream_slots)  # type: ignore[arg-type]
+            return LayerReuse(setting, gradient, self.reuse == STREAM, self.stream_slots, backward_only)  # type: ignore[arg-type]
         except ValueError as error:
             raise UsageError(f"--stages: {error}") from None
 

@@ -2,7 +2,7 @@
 
 A dense training step of a layer is 3 N K M multiply-adds: forward, weight gradient, input gradient. With reuse:
 
-    forward          hash + b r_c p + g / L + d
+    forward          hash + b r_c p + g / L + d      backward only: 1 + hash + d
     weight gradient         b r_c p + g / L          (cluster sums of dY, then centroids^T times them)
     input gradient   averaged: b r_c p               straight-through: 1
 
@@ -86,7 +86,8 @@ def training_cost(
     L = geometry.vector_length(setting)
     adds = c.gather * geometry.segments(setting) / (geometry.C if pixel else geometry.K)
     products = c.product * ratio * p
-    forward = q * (c.hash * setting.H + c.vector / L + c.entry) / geometry.M + products + adds
+    clustering = q * (c.hash * setting.H + c.vector / L + c.entry) / geometry.M
+    forward = clustering + (1.0 if reuse.backward_only else products + adds)
     backward = products + adds
     if not input_gradient:
         return (forward + backward) / 2

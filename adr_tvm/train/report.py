@@ -177,7 +177,8 @@ def _reuse_words(reuse: dict[str, Any] | None) -> str:
         return "dense"
     setting = reuse["setting"]
     words = f"{setting['granularity']} L={setting['L']} H={setting['H']} {reuse['input_gradient']}"
-    return f"{words} stream" if reuse["stream"] else words
+    words += " stream" if reuse["stream"] else ""
+    return f"{words}, backward only" if reuse["backward_only"] else words
 
 
 def _stage_rows(history: History) -> list[dict[str, Any]]:

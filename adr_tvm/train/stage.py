@@ -24,6 +24,7 @@ class LayerReuse:
             ``straight-through``: dX = dY W^T, as if the layer were dense.
         stream: ids and centroids persist over batches (the papers' cluster reuse).
         slots: centroids of a segment that persist at most, the last used ones; without ``stream`` it says nothing.
+        backward_only: the forward pass is dense, only the gradients reuse.
 
     Raises:
         ValueError: ``input_gradient`` is not known, or the clusters of such a setting cannot persist.
@@ -33,6 +34,7 @@ class LayerReuse:
     input_gradient: str = AVERAGED
     stream: bool = False
     slots: int = DEFAULT_SLOTS
+    backward_only: bool = False
 
     def __post_init__(self) -> None:
         if self.input_gradient not in INPUT_GRADIENTS:
@@ -66,7 +68,8 @@ def reuse_text(reuse: LayerReuse | None) -> str:
     setting = reuse.setting
     length = "" if setting.granularity == "row" else f" L={setting.L}"
     words = f"{setting.granularity}{length} H={setting.H} {reuse.input_gradient}"
-    return f"{words} stream" if reuse.stream else words
+    words += " stream" if reuse.stream else ""
+    return f"{words}, backward only" if reuse.backward_only else words
 
 
 def stage_text(stage: Stage) -> str:
