@@ -16,11 +16,14 @@ from tvm import relax
 
 from adr_tvm.build import build_module
 from adr_tvm.errors import UsageError
+from adr_tvm.geometry import ConvGeometry
 from adr_tvm.gradients import register_all
 from adr_tvm.hashing.planes import HashPlanes
 from adr_tvm.passes import pipeline
 from adr_tvm.passes.append_updates import STEP, Update
+from adr_tvm.passes.reuse_in_training import hash_shapes
 from adr_tvm.passes.seed_dropout import SEED
+from adr_tvm.settings import ReuseSetting
 from adr_tvm.train.network import TrainingNetwork
 from adr_tvm.train.optimizers import Optimizer
 from adr_tvm.train.stage import LayerReuse, Stage
@@ -104,8 +107,8 @@ class TrainingStep:
             values[variable] = state.parameters[name]
             values |= {f"{variable}_{slot}": state.slots[name][slot] for slot in self._slots}
         for index, (layer, reuse) in enumerate(self.stage.items()):
-            planes = padded(state.planes[layer], reuse.setting.H)
-            values[f"planes{index}"], values[f"thresholds{index}"] = map(tensor_of, planes)
+            tables = hash_tables(state, layer, self.network.candidates[layer], reuse.setting)
+            values[f"planes{index}"], values[f"thresholds{index}"] = map(tensor_of, tables)
         loss, logits, *more = self._machine[STEP](*(values[name] for name in self._names))
         state.count += 1
         normalised = 2 * len(self.network.normalisations)
@@ -131,6 +134,16 @@ class TrainingStep:
                 (variance, found[2 * index + 1].numpy() * (n / (n - 1))),
             ):
                 running += np.float32(layer.momentum) * (new - running)
+
+
+def hash_tables(
+    state: TrainingState, layer: str, geometry: ConvGeometry, setting: ReuseSetting
+) -> tuple[np.ndarray, np.ndarray]:
+    """Planes [S, L, H] and thresholds [S, H] for a layer compiled with ``setting``; ``exact`` does not read them."""
+    if setting.hash == "exact":
+        planes, thresholds = hash_shapes(geometry, setting)
+        return np.zeros(planes, np.float32), np.zeros(thresholds, np.float32)
+    return padded(state.planes[layer], setting.H)
 
 
 def padded(planes: HashPlanes, bits: int) -> tuple[np.ndarray, np.ndarray]:
