@@ -125,7 +125,9 @@ class TunedEngine(CompiledEngine):
         try:
             ops.check_trainable(layer, replace(setting, max_clusters=None), STRAIGHT_THROUGH)
         except ValueError as error:
-            raise ModelError(f"the plan cannot be trained: {error}") from None
+            raise ModelError(
+                f"the network cannot be trained under the plan: {error}; change that in plan.json"
+            ) from None
         if setting.hash == "learned" and self.hash_planes == REFIT_PLANES:
             raise ModelError(
                 f"the planes of layer {layer!r} were learned, there is no family to refit: --hash-planes learned"
