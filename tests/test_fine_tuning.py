@@ -59,7 +59,7 @@ TRAINING = ["--batch", "16", "--epochs", "3", "--lr", "0.02", "--no-compile-ahea
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with ``quadrants.npz`` (stripes of four directions), the network trained on it, and a lossy plan."""
+    """A folder with ``data.npz`` (stripes of four directions), the network trained on it, and a lossy plan."""
     folder = tmp_path_factory.mktemp("tuning")
     rng = np.random.default_rng(3)
     y, x = np.mgrid[:8, :8]
@@ -209,16 +209,17 @@ def test_lossless_layers_train_dense(folder, caplog):
 
 
 def test_evaluation_has_the_plans_guards_and_exact_hashes(folder):
-    """`exact` reuse is the dense network to 1e-5; so is a guard that no unit keeps, to the last bit of a dense chain."""
+    """`exact` reuse is the dense network to 1e-5 (other order of sums), and so is a guard that no unit keeps."""
     model, x = folder / "dense" / "model.onnx", np.random.default_rng(0).standard_normal((5, 3, 8, 8), np.float32)
-    for setting in (ReuseSetting("pixel", 16, hash="exact"), replace(COARSE, max_clusters=0)):
+    exact = ReuseSetting("pixel", 16, hash="exact", scope="batch")
+    for setting in (replace(COARSE, max_clusters=0), exact):
         made = engine(folder, plan_of(model, setting))
         state = made.initial_state()
         reuse, dense = made.evaluator(16).logits(state, x), made.dense_evaluator(16).logits(state, x)
         np.testing.assert_allclose(reuse, dense, atol=1e-5 * np.abs(dense).max())
         assert made.stage["conv2"].setting.max_clusters is None
-    made = engine(folder, plan_of(model, ReuseSetting("pixel", 16, hash="exact")))
-    result = made.compile(made.stage).run(made.initial_state(), np.resize(x, (16, 3, 8, 8)), np.zeros(16, np.int32), 0)
+    repeated, labels = np.resize(x, (16, 3, 8, 8)), np.zeros(16, np.int32)
+    result = made.compile(made.stage).run(made.initial_state(), repeated, labels, 0.0)
     assert np.isfinite(result.loss) and 5 < result.clusters["conv2"][0] <= 5 * 64
 
 
@@ -258,7 +259,7 @@ def clustered(seed: int = 0) -> np.ndarray:
 
 
 def test_gradient_of_planes_against_finite_differences():
-    """Central differences of the relaxed loss with clusters and their costs held, float64: 1e-6 of the largest entry."""
+    """Central differences of the relaxed loss, costs held; float64: to 1e-6 of the largest entry."""
     x = clustered()[20:320, 0].astype(np.float64)
     rng = np.random.default_rng(1)
     planes, thresholds, scales = rng.standard_normal((4, 5)), rng.standard_normal(5), rng.uniform(0.5, 2, 5)
