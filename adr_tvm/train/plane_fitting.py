@@ -13,7 +13,7 @@ from tvm import relax
 
 from adr_tvm.build import build_module
 from adr_tvm.hashing.planes import HashPlanes, make_planes
-from adr_tvm.hashing.vector_statistics import VectorStatistics
+from adr_tvm.hashing.vector_statistics import SAMPLE_BYTES, VectorStatistics
 from adr_tvm.hashing.vectors import vectors_at
 from adr_tvm.passes import pipeline
 from adr_tvm.passes.observe_candidates import ENTRY
@@ -73,13 +73,14 @@ class PlaneFitter:
         for layer, each in reuse.items():
             geometry, setting, found = self.network.candidates[layer], each.setting, inputs[layer]
             positions, segments = geometry.positions(setting), np.arange(geometry.segments(setting))
+            count = min(VECTORS, SAMPLE_BYTES // (4 * len(segments) * geometry.vector_length(setting)))
             rng = np.random.default_rng([seed, state.count])
             if setting.scope == "image":
-                images = np.sort(rng.permutation(len(found))[: max(1, VECTORS // positions)])
+                images = np.sort(rng.permutation(len(found))[: max(1, count // positions)])
                 places, units = np.arange(positions), np.arange(len(images)).repeat(positions)
                 vectors = vectors_at(found[images], geometry, setting, places, segments)
             else:
-                places = np.sort(rng.permutation(positions)[: max(1, VECTORS // len(found))])
+                places = np.sort(rng.permutation(positions)[: max(1, count // len(found))])
                 units = np.zeros(len(found) * len(places), np.int64)
                 vectors = vectors_at(found, geometry, setting, places, segments)
             vectors = vectors.reshape(-1, *vectors.shape[2:])
