@@ -103,9 +103,13 @@ def train(stage: Stage, label_smoothing: float, parameters: list[str], updates: 
     ]
 
 
-def evaluate() -> Passes:
-    """From a network with its weights as parameters to its inference form."""
-    return [InferenceForm()]
+def evaluate(stage: Stage | None = None) -> Passes:
+    """From a network with its weights as parameters to its inference form.
+
+    Args:
+        stage: the layers that reuse; None: all dense.
+    """
+    return [ReuseInTraining(stage or {}, training=False), InferenceForm()]
 
 
 def observe(layers: list[str]) -> Passes:

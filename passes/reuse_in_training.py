@@ -1,4 +1,4 @@
-"""Layers reuse in training: their planes and thresholds are parameters of ``main``, their counts results.
+"""Layers reuse in training, and as it is evaluated: planes and thresholds are parameters of ``main``, counts results.
 
 ``main(x, parameters...)`` becomes ``main(x, parameters..., planes and thresholds of each reusing layer...)``, which
 returns what it returned and then the ``stats`` of each of these layers, in network order. A layer whose clusters
@@ -35,9 +35,9 @@ def hash_shapes(geometry: ConvGeometry, setting: ReuseSetting) -> tuple[tuple[in
 
 @mutator
 class _Rewriter(PyExprMutator):
-    def __init__(self, mod: tvm.IRModule, stage: Stage):
+    def __init__(self, mod: tvm.IRModule, stage: Stage, training: bool):
         super().__init__(mod)
-        self.stage = stage
+        self.stage, self.training = stage, training
         self.parameters: list[relax.Var] = []
         self.stats: list[relax.Var] = []
         self.streams: list[relax.Var] = []
@@ -63,9 +63,9 @@ class _Rewriter(PyExprMutator):
             reuse.setting,
             planes,
             thresholds,
-            training=True,
+            training=self.training,
             input_gradient=reuse.input_gradient,
-            backward_only=reuse.backward_only,
+            backward_only=self.training and reuse.backward_only,
             stream=[*table, self.now] if reuse.stream else (),
         )
         result = self.builder_.emit(made)
@@ -93,9 +93,11 @@ class ReuseInTraining:
 
     Args:
         stage: the layers that reuse, and how.
+        training: whether they are to have a gradient, which not every setting has.
     """
 
-    def __init__(self, stage: Stage):
+    def __init__(self, stage: Stage, training: bool = True):
+        self.training = training
         self.stage = {layer: reuse for layer, reuse in stage.items() if reuse is not None}
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
@@ -107,7 +109,7 @@ class ReuseInTraining:
         if not self.stage:
             return mod
         flat = relax.transform.ToNonDataflow()(mod)
-        rewriter = _Rewriter(flat, self.stage)
+        rewriter = _Rewriter(flat, self.stage, self.training)
         func = rewriter.visit_expr(flat["main"])
         if unknown := self.stage.keys() - set(rewriter.layers):
             raise ValueError(f"no convolution or dense layer is named {', '.join(sorted(unknown))}")

@@ -40,6 +40,8 @@ class Progress:
         controller: of the stages; holds what was measured.
         log_bytes: length of the metrics log.
         accuracy, best_accuracy: on the test part, after the last epoch and at its best.
+        before: accuracies on it before the first step of fine-tuning, with the plan (``reuse``) and ``dense``.
+        dense_accuracy: after the last epoch of fine-tuning, without reuse.
         loss_sum, correct, busy: of the current epoch: sum of losses, right answers, seconds of steps.
         seconds: spent so far, by phase.
     """
@@ -52,6 +54,8 @@ class Progress:
     log_bytes: int = 0
     accuracy: float | None = None
     best_accuracy: float | None = None
+    before: dict[str, float] = field(default_factory=dict)
+    dense_accuracy: float | None = None
     loss_sum: float = 0.0
     correct: int = 0
     busy: float = 0.0

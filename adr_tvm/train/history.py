@@ -63,6 +63,11 @@ class History:
     measured: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
     @property
+    def tuned(self) -> bool:
+        """Whether the run fine-tunes under a plan: its accuracies are with reuse."""
+        return "before" in self.start
+
+    @property
     def last_step(self) -> int:
         """Steps taken."""
         return self.steps[-1]["step"] if self.steps else 0

@@ -11,7 +11,7 @@ from adr_tvm.train.controller import FIXED, OFF, Controller, ControllerState
 from adr_tvm.train.ladder import Cost, Ladder, climb, grid, listed
 from adr_tvm.train.options import DEFAULT_BITS, DEFAULT_LENGTHS, TrainOptions
 from adr_tvm.train.profitability import training_cost
-from adr_tvm.train.stage import INPUT_GRADIENTS, LayerReuse
+from adr_tvm.train.stage import INPUT_GRADIENTS, LayerReuse, Stage
 
 
 def make_controller(
@@ -19,6 +19,7 @@ def make_controller(
     options: TrainOptions,
     total_steps: int,
     state: ControllerState | None = None,
+    given: Stage | None = None,
 ) -> Controller:
     """The controller of a run.
 
@@ -26,14 +27,23 @@ def make_controller(
         candidates: shapes of the layers that may reuse, in network order.
         total_steps: of the whole run.
         state: of an earlier run, to go on from.
+        given: what every layer does, by a plan; None: as the options say.
     """
     deadline = None if options.last_stage_by is None else round(options.last_stage_by * total_steps)
-    return Controller(
-        {
+    if given is None:
+        ladders = {
             layer: ladder(geometry, options, first=index == 0)
             for index, (layer, geometry) in enumerate(candidates.items())
             if options.reuse != OFF and _allowed(layer, options)
-        },
+        }
+    else:
+        ladders = {
+            layer: listed([given[layer]], _cost(geometry, options, index == 0))
+            for index, (layer, geometry) in enumerate(candidates.items())
+            if given.get(layer) is not None
+        }
+    return Controller(
+        ladders,
         {layer: float(geometry.macs) for layer, geometry in candidates.items()},
         options.rule,
         options.per_layer,
@@ -77,6 +87,9 @@ def _allowed(layer: str, options: TrainOptions) -> bool:
 
 def strategy_text(options: TrainOptions, controller: Controller) -> str:
     """How many stages there are, in words."""
+    if options.fine_tuning:
+        count = len(controller.ladders)
+        return f"fine-tuning under a plan: {count} layer{' reuses' if count == 1 else 's reuse'}"
     if options.reuse == OFF:
         return "no reuse"
     if not any(controller.ladders.values()):

@@ -90,19 +90,27 @@ def render_training_report(history: History) -> str:
 def _lead(history: History) -> str:
     steps, epochs = history.last_step, len(history.epochs)
     text = f"{steps} of {history.start.get('steps', steps)} steps, {epochs} epoch{'' if epochs == 1 else 's'}"
-    return f"{text}, on {history.start.get('data', '')}; reuse: {history.start.get('options', {}).get('reuse', '')}"
+    options = history.start.get("options", {})
+    reuse = f"reuse: {options.get('reuse', '')}"
+    if history.tuned:
+        plan = options.get("plan") or f"found with --max-drop {options.get('max_drop')}"
+        reuse = f"fine-tuned under a plan ({plan}); accuracies are with reuse unless they say dense"
+    return f"{text}, on {history.start.get('data', '')}; {reuse}"
 
 
 def _tiles(history: History) -> list[Tile]:
     tiles = []
+    if history.tuned:
+        before = history.start["before"]
+        detail = f"with reuse; dense {formats.percent(before['dense'])}"
+        tiles.append(Tile("Before fine-tuning", formats.percent(before["reuse"]), detail))
     if history.epochs:
         last = history.epochs[-1]
         best = max(history.epochs, key=lambda each: each["test_accuracy"])
-        tiles.append(
-            Tile(
-                "Test accuracy", formats.percent(last["test_accuracy"]), f"training {formats.percent(last['accuracy'])}"
-            )
-        )
+        detail = f"training {formats.percent(last['accuracy'])}"
+        if history.tuned:
+            detail = f"with reuse; dense {formats.percent(last['dense_accuracy'])}; {detail}"
+        tiles.append(Tile("Test accuracy", formats.percent(last["test_accuracy"]), detail))
         tiles.append(Tile("Best", formats.percent(best["test_accuracy"]), f"epoch {best['epoch']}"))
         goal = math.floor(20 * last["test_accuracy"]) / 20
         if goal > 0 and (seconds := history.time_to(goal)) is not None:
@@ -130,8 +138,15 @@ def _plots(history: History) -> list[Curves]:
     def of(name: str, key: str, colour: int) -> Series:
         return Series(name, steps, [each[key] for each in history.steps], colour)
 
-    def tested(key: str) -> Series:
-        return Series("test", epochs, [each[key] for each in history.epochs], 1, dots=True)
+    def tested(key: str, name: str = "test", colour: int = 1) -> Series:
+        return Series(name, epochs, [each[key] for each in history.epochs], colour, dots=True)
+
+    accuracies = [
+        of("training", "accuracy", 0),
+        tested("test_accuracy", "test, with reuse" if history.tuned else "test"),
+    ]
+    if history.tuned:
+        accuracies.append(tested("dense_accuracy", "test, dense", 2))
 
     def by_layer(key: str) -> list[Series]:
         found = []
@@ -143,7 +158,7 @@ def _plots(history: History) -> list[Curves]:
 
     found = [
         curves("Loss", [of("training", "loss", 0), tested("test_loss")], last, marks),
-        curves("Accuracy", [of("training", "accuracy", 0), tested("test_accuracy")], last, marks, top=1.0),
+        curves("Accuracy", accuracies, last, marks, top=1.0),
         curves("Remaining ratio r_c", by_layer("r_c"), last, marks, log=True),
         curves("Clusters taken over from earlier batches", by_layer("streamed"), last, marks, top=1.0),
         curves("Images a second", [of("training", "images_per_second", 0)], last, marks),

@@ -97,8 +97,10 @@ class RunLog(MetricsLog):
         testing: tuple[float, float],
         images_per_second: float,
         seconds: Mapping[str, float],
+        dense: float | None = None,
     ) -> None:
-        """An epoch (from 1) ended; ``training``, ``testing``: mean loss and accuracy; ``seconds`` by phase so far."""
+        """An epoch (from 1) ended; ``training``, ``testing``: mean loss and accuracy; ``seconds`` by phase so far;
+        ``dense``: test accuracy without reuse, where ``testing`` is with it."""
         self.write(
             "epoch",
             step=step,
@@ -109,6 +111,7 @@ class RunLog(MetricsLog):
             test_accuracy=testing[1],
             images_per_second=round(images_per_second, 2),
             seconds=dict(seconds),
+            **({} if dense is None else {"dense_accuracy": dense}),
         )
         get_log().info(
             "epoch %d/%d: loss %.3f, accuracy %s; test loss %.3f, accuracy %s; %s images/s",
@@ -117,6 +120,6 @@ class RunLog(MetricsLog):
             training[0],
             percent(training[1]),
             testing[0],
-            percent(testing[1]),
+            percent(testing[1]) + ("" if dense is None else f" with reuse, {percent(dense)} dense"),
             significant(images_per_second),
         )

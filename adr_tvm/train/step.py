@@ -15,12 +15,14 @@ import tvm
 from tvm import relax
 
 from adr_tvm.build import build_module
+from adr_tvm.geometry import ConvGeometry
 from adr_tvm.gradients import register_all
 from adr_tvm.hashing.planes import HashPlanes
 from adr_tvm.passes import pipeline
 from adr_tvm.passes.append_updates import STEP, Update
-from adr_tvm.passes.reuse_in_training import NOW, table_name
+from adr_tvm.passes.reuse_in_training import NOW, hash_shapes, table_name
 from adr_tvm.passes.seed_dropout import SEED
+from adr_tvm.settings import ReuseSetting
 from adr_tvm.stream_table import StreamTable
 from adr_tvm.train.network import TrainingNetwork
 from adr_tvm.train.optimizers import Optimizer
@@ -109,8 +111,8 @@ class TrainingStep:
             values[variable] = state.parameters[name]
             values |= {f"{variable}_{slot}": state.slots[name][slot] for slot in self._slots}
         for index, (layer, reuse) in enumerate(self.stage.items()):
-            planes = padded(state.planes[layer], reuse.setting.H)
-            values[f"planes{index}"], values[f"thresholds{index}"] = map(tensor_of, planes)
+            tables = hash_tables(state, layer, self.network.candidates[layer], reuse.setting)
+            values[f"planes{index}"], values[f"thresholds{index}"] = map(tensor_of, tables)
             if reuse.stream:
                 table = self._table(state, layer)
                 values |= {table_name(part, index): tensor for part, tensor in table.items()}
@@ -153,6 +155,16 @@ class TrainingStep:
                 (variance, found[2 * index + 1].numpy() * (n / (n - 1))),
             ):
                 running += np.float32(layer.momentum) * (new - running)
+
+
+def hash_tables(
+    state: TrainingState, layer: str, geometry: ConvGeometry, setting: ReuseSetting
+) -> tuple[np.ndarray, np.ndarray]:
+    """Planes [S, L, H] and thresholds [S, H] for a layer compiled with ``setting``; ``exact`` does not read them."""
+    if setting.hash == "exact":
+        planes, thresholds = hash_shapes(geometry, setting)
+        return np.zeros(planes, np.float32), np.zeros(thresholds, np.float32)
+    return padded(state.planes[layer], setting.H)
 
 
 def padded(planes: HashPlanes, bits: int) -> tuple[np.ndarray, np.ndarray]:
