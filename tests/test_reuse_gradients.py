@@ -72,8 +72,10 @@ def test_dense_layers(rank, setting):
     check(Layer(dense_geometry(1 if rank == 2 else 5, 37, 21), setting, Activation.relu(), rank=rank), batch=6)
 
 
-def test_straight_through():
-    check(Layer(GEOMETRIES["asymmetric"], replace(PIXEL, scope="batch"), Activation.relu()), "straight-through")
+@pytest.mark.parametrize("input_gradient", ["straight-through", "sampled"])
+def test_dense_input_gradients(input_gradient):
+    layer = Layer(GEOMETRIES["asymmetric"], replace(PIXEL, scope="batch"), Activation.relu())
+    check(layer, input_gradient, batch=6)
 
 
 def test_blocks_that_hold_bands_of_an_image(monkeypatch):

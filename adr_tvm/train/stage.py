@@ -9,8 +9,7 @@ from typing import Any, TypeAlias
 from adr_tvm.settings import ReuseSetting
 from adr_tvm.stream_table import DEFAULT_SLOTS, check_streaming
 
-AVERAGED, STRAIGHT_THROUGH = "averaged", "straight-through"
-INPUT_GRADIENTS = (AVERAGED, STRAIGHT_THROUGH)
+AVERAGED, SAMPLED, STRAIGHT_THROUGH = INPUT_GRADIENTS = ("averaged", "sampled", "straight-through")
 """Ways to the gradient of a reusing layer's input, cheapest and coarsest first."""
 
 
@@ -21,7 +20,8 @@ class LayerReuse:
     Attributes:
         setting: what is clustered and how it is hashed.
         input_gradient: ``averaged``: over the members of a cluster, the exact derivative with ids frozen;
-            ``straight-through``: dX = dY W^T, as if the layer were dense.
+            ``straight-through``: dX = dY W^T, as if the layer were dense; ``sampled``: that of a quarter of the images,
+            times 4.
         stream: ids and centroids persist over batches (the papers' cluster reuse).
         slots: centroids of a segment that persist at most, the last used ones; without ``stream`` it says nothing.
         backward_only: the forward pass is dense, only the gradients reuse.
