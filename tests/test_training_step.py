@@ -35,20 +35,20 @@ def batches(count, seed=0):
 
 
 def test_losses_are_those_of_torch(network):
-    """20 steps of SGD with momentum: the losses differ by two orders of fp32 sums, well below 1e-4."""
+    """SGD with momentum: two orders of fp32 sums, below 1e-4 apart for 20 steps; then training enlarges what differs."""
     optimizer = SGD(momentum=0.9, weight_decay=5e-4)
     state = TrainingState(network.parameters, optimizer.slots, {})
     step = TrainingStep(network, {}, optimizer, BATCH)
     other = TorchNetwork(network.checked.proto)
     reference = torch.optim.SGD(other.parameters(), lr=RATE, momentum=0.9, weight_decay=5e-4)
-    for x, labels in batches(20):
+    for index, (x, labels) in enumerate(batches(100)):
         ours = step.run(state, x, labels, RATE)
         loss = torch.nn.functional.cross_entropy(other(torch.from_numpy(x)), torch.from_numpy(labels).long())
         reference.zero_grad()
         loss.backward()
         reference.step()
-        assert abs(ours.loss - loss.item()) < 1e-4
-    assert state.count == 20
+        assert abs(ours.loss - loss.item()) < (1e-4 if index < 20 else 1e-2)
+    assert state.count == 100
 
 
 def test_trained_weights_go_back_into_the_file(network):
