@@ -18,18 +18,20 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import adr_tvm
 from adr_tvm.data.tensor_spec import TensorSpec
 from adr_tvm.deploy.processor import vector_extensions
-from adr_tvm.errors import MissingDependencyError, ModelError, UsageError
+from adr_tvm.deploy.toolchain import toolchain_of
+from adr_tvm.errors import ModelError, UsageError
 from adr_tvm.jsonfile import read_json, write_json
 from adr_tvm.plan import PLAN_FILE, PLANES_FILE, ReusePlan, installed_tvm_version
 from adr_tvm.report.results import REPORT_FILE
 from adr_tvm.settings import Scope
+from adr_tvm.targets import TARGETS, TargetEntry
 
 if TYPE_CHECKING:
     import tvm
@@ -131,6 +133,7 @@ def write_bundle(
     plan: ReusePlan,
     mod: tvm.IRModule,
     target: tvm.target.Target,
+    entry: TargetEntry | None = None,
 ) -> Manifest:
     """Write all of a bundle but the reports; returns the manifest.
 
@@ -141,42 +144,40 @@ def write_bundle(
         plan: what was applied.
         mod: the canonical module, before the plan was applied.
         target: what the executable is for.
+        entry: the same as the user named it; None: as the plan does, and linked on this machine.
 
     Raises:
         MissingDependencyError: there is no C++ compiler to link with.
         UsageError: the folder cannot be written.
     """
-    library = write_library(executable, folder)
+    library = write_library(executable, folder, entry)
     plan.save(folder)
     manifest = describe(checked, plan, mod, target, library)
+    if entry is not None:
+        manifest = replace(manifest, target=entry.name)
     manifest.save(folder)
     return manifest
 
 
-def check_linker() -> None:
-    """See that ``write_library`` will be able to link, before a long search.
-
-    Raises:
-        MissingDependencyError: there is no C++ compiler to link with.
-    """
-    from tvm.support import cc
-
-    if cc.get_cc() is None:
-        raise MissingDependencyError("no C++ compiler to link with: install one (apt install g++) or name it in CXX")
-
-
-def write_library(executable: Library, folder: str | Path) -> Path:
+def write_library(executable: Library, folder: str | Path, entry: TargetEntry | None = None) -> Path:
     """Link an executable into ``model.so`` and write ``weights.bin`` beside it; returns the library's path.
+
+    Args:
+        executable: what was compiled.
+        folder: takes the files.
+        entry: the target it was compiled for; None: this machine.
 
     Raises:
         MissingDependencyError: there is no C++ compiler to link with.
         UsageError: the folder cannot be written.
     """
-    check_linker()
+    from tvm.support import cc
+
+    compiler = toolchain_of(entry or TARGETS["cpu"]).check()
     path = Path(folder) / LIBRARY_FILE
     code, weights = executable.without_weights()
     try:
-        code.export_library(str(path))
+        code.export_library(str(path), fcompile=cc.cross_compiler(compiler))
         weights.tofile(path.with_name(WEIGHTS_FILE))
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from error

@@ -22,7 +22,7 @@ def compiled_engine(path: Path, options: TrainOptions, name: str) -> CompiledEng
     from adr_tvm.targets import find_target
     from adr_tvm.train.compiled_engine import CompiledEngine
 
-    target = find_target("cpu").make()
+    target = find_target("cpu").make(None)
     return CompiledEngine(path, optimizer(options), options.batch, target, options.label_smoothing, name, options.seed)
 
 
