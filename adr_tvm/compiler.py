@@ -75,7 +75,7 @@ def compile_model(
         UsageError: the output cannot be written, or options do not fit the model or the data.
         GoalUnmetError: ``options.min_speedup`` was not reached. The bundle was written, and ``result`` of the
             error is the ``CompileResult``.
-        MissingDependencyError: there is no C++ compiler to link with.
+        MissingDependencyError: there is no C++ compiler for the target, or for ``--emit bundle`` no runtime.
     """
     options = options or CompileOptions()
     folder = default_output(model_path) if out is None else Path(out)
@@ -87,6 +87,7 @@ def compile_model(
 
     from adr_tvm.build import build_plan
     from adr_tvm.deploy import bundle
+    from adr_tvm.deploy.linux_bundle import find_parts
     from adr_tvm.deploy.toolchain import toolchain_of
     from adr_tvm.loaded_network import LoadedNetwork
     from adr_tvm.report.html import write_report
@@ -98,6 +99,7 @@ def compile_model(
     from adr_tvm.tuning.tuner import tune_network
 
     toolchain_of(entry).check()
+    linux = find_parts(entry, options.runtime_dir) if options.emit == "bundle" else None
     timings = None if options.timings is None else Timings.load(options.timings)
     network = LoadedNetwork(model_path, options)
     samples, plan = network.open_calibration(calibration), network.given_plan()
@@ -114,7 +116,7 @@ def compile_model(
         library = outcome.executable
         if entry.foreign:
             library = build_plan(network.mod, outcome.plan, network.target)
-        made = (network.checked, outcome.plan, network.mod, network.target, entry)
+        made = (network.checked, outcome.plan, network.mod, network.target, entry, linux)
         bundle.write_bundle(staging, library, *made)
         outcome.result.save(staging)
         outcome.timings.save(staging / bundle.TIMINGS_FILE)

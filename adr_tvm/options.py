@@ -20,6 +20,7 @@ from adr_tvm.targets import TargetEntry, find_target, read_target
 if TYPE_CHECKING:
     from adr_tvm.plan import ReusePlan
 
+EMITTED = ("library", "bundle")
 METRIC_NAMES = ("auto", "top1", "agreement", "psnr", "nmse")
 
 
@@ -52,6 +53,8 @@ class CompileOptions:
         time_budget: seconds after which the search takes the best it has; None: no limit.
         batch_size: samples in a calibration batch; None: the model's own, 32 where it is free.
         min_speedup: goal for dense time / reuse time of the network.
+        emit: ``library``: the folder that ``adr_tvm.load`` takes; ``bundle``: also what C and C++ need to run it.
+        runtime_dir: folder with TVM's runtime for the target, or its wheels; None: this machine's, where it fits.
         dump_ir: folder that takes the module after each pass.
 
     Raises:
@@ -83,6 +86,8 @@ class CompileOptions:
     time_budget: float | None = None
     batch_size: int | None = None
     min_speedup: float | None = None
+    emit: str = "library"
+    runtime_dir: str | Path | None = None
     dump_ir: str | Path | None = None
 
     def __post_init__(self) -> None:
@@ -147,9 +152,12 @@ class CompileOptions:
             ("--granularity", self.granularity, GRANULARITIES),
             ("--hash", self.hash, HASH_FAMILIES),
             ("--scope", self.scope, SCOPES),
+            ("--emit", self.emit, EMITTED),
         ):
             if value is not None and value not in allowed:
                 raise UsageError(f"{flag} is {value!r}, expected one of {', '.join(allowed)}")
+        if self.runtime_dir is not None and self.emit != "bundle":
+            raise UsageError("--runtime-dir is for --emit bundle, which holds TVM's runtime")
         for flag, patterns in (("--skip", self.skip), ("--only", self.only)):
             for pattern in patterns:
                 try:

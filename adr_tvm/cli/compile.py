@@ -14,7 +14,7 @@ from adr_tvm import __version__
 from adr_tvm.cli.common import Parser, add_verbosity, run_cli
 from adr_tvm.cli.list_targets import ListTargets
 from adr_tvm.errors import GoalUnmetError, UsageError
-from adr_tvm.options import METRIC_NAMES, CompileOptions
+from adr_tvm.options import EMITTED, METRIC_NAMES, CompileOptions
 from adr_tvm.settings import GRANULARITIES, HASH_FAMILIES, MAX_BITS, SCOPES
 from adr_tvm.targets import TARGETS
 
@@ -40,6 +40,8 @@ examples:
       an earlier plan, without a search
   adr-compile m.onnx --target rpi4 --calib images.npz
       for a Raspberry Pi 4; times are predicted, nothing runs there
+  adr-compile m.onnx --target rpi4 --emit bundle --runtime-dir tvm-aarch64
+      a folder that runs there without Python; how to get the runtime is told
   adr-compile m.onnx --tune 32 --tuning-db my-machine.jsonl
       with kernels tuned for this machine; the file serves later runs
 
@@ -65,6 +67,17 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("model", metavar="MODEL.onnx", help="the network")
+    parser.add_argument(
+        "--emit",
+        metavar="|".join(EMITTED),
+        help="library: for adr_tvm.load; bundle: also C and C++ API, TVM's runtime and an example for the target, a "
+        "folder that runs without Python (default: library)",
+    )
+    parser.add_argument(
+        "--runtime-dir",
+        metavar="DIR",
+        help="for --emit bundle: TVM's runtime for the target, or its wheels (default: this machine's, where it fits)",
+    )
     parser.add_argument("-o", "--out", metavar="OUT", help="folder of the bundle (default: MODEL-adr)")
     parser.add_argument(
         "--list-targets",
