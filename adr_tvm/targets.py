@@ -92,7 +92,8 @@ def _foreign(
 # The Raspberry Pi's cores up to the 4 lack the cryptographic instructions that Arm's own have.
 _NEON, _NO_CRYPTO = ["+neon"], ["+neon", "-aes", "-sha2"]
 _V8_2 = ["+neon", "+fullfp16", "+dotprod"]
-_A53, _A72, _A76 = Core(1.4, 1, 4.0), Core(1.5, 2, 2.2), Core(2.4, 2, 1.6)
+# Two vector units of 64 bits up to the Cortex-A72, of 128 bits from the Cortex-A76 on.
+_A53, _A72, _A76 = Core(1.4, 1, 4.0), Core(1.5, 1, 2.2), Core(2.4, 2, 1.6)
 _A78, _N1 = Core(2.0, 2, 1.5), Core(2.5, 2, 1.6)
 
 _ENTRIES = (

@@ -116,7 +116,7 @@ def write_linux_parts(folder: Path, parts: LinuxParts) -> None:
 
 
 def _compile(parts: LinuxParts, source: Path, to: Path, options: list[str], folder: Path) -> None:
-    common = ["-std=c++17", "-O2", f"-I{folder / 'include'}", f"-ffile-prefix-map={folder}=.", str(source)]
+    common = ["-std=c++17", "-O1", f"-I{folder / 'include'}", f"-ffile-prefix-map={folder}=.", str(source)]
     command = [parts.tools.check(), *common, "-o", str(to), *options, "-lstdc++"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

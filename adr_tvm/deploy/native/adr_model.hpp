@@ -21,7 +21,7 @@ namespace adr {
 /// A call failed; `status` says of what kind, `what()` why.
 class Error : public std::runtime_error {
  public:
-  explicit Error(adr_status status) : std::runtime_error(adr_last_error()), status(status) {}
+  explicit Error(adr_status kind) : std::runtime_error(adr_last_error()), status(kind) {}
   adr_status status;
 };
 
