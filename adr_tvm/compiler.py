@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from adr_tvm.deploy.threads import set_threads
 from adr_tvm.errors import GoalUnmetError, UsageError
 from adr_tvm.options import CompileOptions
-from adr_tvm.progress import get_log
+from adr_tvm.progress import get_log, progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,7 +115,9 @@ def compile_model(
             outcome = replace(outcome, result=with_tuning(outcome.result, network.mod, database))
         library = outcome.executable
         if entry.foreign:
-            library = build_plan(network.mod, outcome.plan, network.target)
+            with progress(f"building the library for {entry.name}", None) as step:
+                library = build_plan(network.mod, outcome.plan, network.target)
+                step.advance(1)
         made = (network.checked, outcome.plan, network.mod, network.target, entry, linux)
         bundle.write_bundle(staging, library, *made)
         outcome.result.save(staging)

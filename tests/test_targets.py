@@ -126,3 +126,9 @@ def test_a_missing_cross_compiler(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(MissingDependencyError, match=r"aarch64-linux-gnu-g\+\+.*apt install g\+\+-aarch64-linux-gnu"):
         toolchain_of(TARGETS["rpi4"]).check()
+
+
+def test_a_missing_cross_compiler_is_said_before_the_model_is_read(monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert main(["none.onnx", "--target", "arm64"]) == 5
+    assert "apt install g++-aarch64-linux-gnu" in capsys.readouterr().err
