@@ -21,7 +21,7 @@ demo: $(STAMP) $(ZIG)
 	$(RUN)/python -m adr_tvm.demo
 
 test: $(STAMP) $(ZIG)
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest -n auto --dist loadfile
 
 lint: $(STAMP)
 	$(RUN)/ruff check .

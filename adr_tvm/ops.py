@@ -13,12 +13,14 @@ is +inf is off, so one compiled operator serves any H up to its attribute. Seman
 
 In training (attribute ``training`` = 1) the reuse operators also return what their gradient needs, the cluster ids and
 the centroids as the clustering kernels write them; attribute ``input_gradient`` says how x gets its gradient
-(``adr_tvm/gradients/reuse.py``).
+(``adr_tvm/gradients/reuse.py``). Where clusters persist over batches (attribute ``stream_slots`` > 0) they take further
+the table of centroids and the number of the step (``adr_tvm/stream_table.py``), and return the number of clusters taken
+over, int32 [S], and the table, which is the one given, changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -30,6 +32,7 @@ from adr_tvm._tvm import dict_attrs, static_shape, tensor_type
 from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.settings import INPUT_GRADIENTS, ReuseSetting
+from adr_tvm.stream_table import StreamTable, check_streaming
 
 CONV2D, DENSE = "relax.adr.conv2d", "relax.adr.dense"
 CONV2D_ADD = "relax.adr.conv2d_add"
@@ -117,7 +120,9 @@ def setting_attrs(setting: ReuseSetting) -> dict[str, Any]:
     }
 
 
-_SETTING_ATTRS = frozenset([*setting_attrs(ReuseSetting()), "training", "input_gradient"])
+_SETTING_ATTRS = frozenset(
+    [*setting_attrs(ReuseSetting()), "training", "input_gradient", "backward_only", "stream_slots"]
+)
 
 
 def conv2d(
@@ -166,6 +171,8 @@ def with_reuse(
     *,
     training: bool = False,
     input_gradient: str = "averaged",
+    backward_only: bool = False,
+    stream: Sequence[relax.Expr] = (),
 ) -> relax.Call:
     """The reuse form of a call of ``adr.conv2d`` or ``adr.dense``.
 
@@ -176,9 +183,11 @@ def with_reuse(
         thresholds: float32 [S, H], likewise.
         training: whether the call also returns ids and centroids, and has a gradient.
         input_gradient: one of ``settings.INPUT_GRADIENTS``.
+        backward_only: y is that of the dense layer, only the gradients reuse; only in training.
+        stream: the table's parts (``StreamTable.parts``) and the step int32 [1]; only in training.
 
     Raises:
-        ValueError: planes or thresholds do not fit the layer, or a layer of this setting cannot be trained.
+        ValueError: planes, thresholds or table do not fit the layer, or a layer of this setting cannot be trained.
     """
     geometry, name = geometry_of(call), layer_name(call)
     if setting.hash == "exact":
@@ -192,10 +201,28 @@ def with_reuse(
             raise ValueError(f"{name}: planes {found[0]} and thresholds {found[1]} do not fit [S, L, H] = {expected}")
     if training:
         check_trainable(name, setting, input_gradient)
+    elif backward_only:
+        raise ValueError(f"{name}: reuse in the backward pass alone is for training")
     op = REUSE_DENSE if call.op.name == DENSE else REUSE_CONV2D
     attrs = attributes(call) | setting_attrs(setting) | {"training": int(training), "input_gradient": input_gradient}
+    attrs |= {"backward_only": int(backward_only), "stream_slots": _stream_slots(name, geometry, setting, stream)}
     tensors = [t if isinstance(t, relax.Expr) else relax.const(np.asarray(t, np.float32)) for t in (planes, thresholds)]
-    return relax.Call(tvm.ir.Op.get(op), [*call.args, *tensors], dict_attrs(**attrs))
+    return relax.Call(tvm.ir.Op.get(op), [*call.args, *tensors, *stream], dict_attrs(**attrs))
+
+
+def _stream_slots(name: str, geometry: ConvGeometry, setting: ReuseSetting, stream: Sequence[relax.Expr]) -> int:
+    """Places of a segment in the table that a call is given; 0 without one."""
+    if not stream:
+        return 0
+    slots = static_shape(stream[1])[1]
+    if slots is None:
+        raise ValueError(f"{name}: the table of centroids has a symbolic shape")
+    check_streaming(setting, slots)
+    expected = [shape for shape, _ in StreamTable.of(geometry, setting, slots).parts.values()]
+    found = [static_shape(part) for part in stream]
+    if found != [*expected, (1,)]:
+        raise ValueError(f"{name}: a table of centroids {found} does not fit {expected}")
+    return slots
 
 
 def _shape(tensor: Tensor) -> tuple[int | None, ...]:
@@ -237,12 +264,24 @@ def output_type(call: relax.Call) -> relax.TensorType:
 def _reuse_type(call: relax.Call) -> relax.TupleType:
     units = 1 if setting_of(call).scope == "batch" else call.args[0].ty.shape[0]
     saved = saved_types(call) if is_training(call) else []
+    if is_streaming(call):
+        saved += [tensor_type([geometry_of(call).segments(setting_of(call))], "int32"), *(t.ty for t in call.args[5:8])]
     return relax.TupleType([output_type(call), tensor_type([units, 2], "int32"), *saved])
 
 
 def is_training(call: relax.Call) -> bool:
     """Whether a reuse call returns what its gradient needs."""
     return bool(int(call.attrs["training"]))
+
+
+def is_backward_only(call: relax.Call) -> bool:
+    """Whether the result of a reuse call is the dense one."""
+    return bool(int(call.attrs["backward_only"]))
+
+
+def is_streaming(call: relax.Call) -> bool:
+    """Whether the clusters of a reuse call persist over batches."""
+    return int(call.attrs["stream_slots"]) > 0
 
 
 def saved_types(call: relax.Call) -> list[relax.TensorType]:

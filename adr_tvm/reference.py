@@ -28,6 +28,7 @@ from adr_tvm.reference_ids import (
     same_ids,
     spread,
 )
+from adr_tvm.reference_stream import ReferenceStream
 from adr_tvm.reference_tables import gather_products, table_type
 from adr_tvm.settings import ReuseSetting
 
@@ -144,9 +145,12 @@ def _values(
     setting: ReuseSetting,
     ids: np.ndarray,
     activation: Activation,
+    stream: ReferenceStream | None,
 ) -> ReuseResult:
-    """Everything that follows from ids [U, S, n]: contracts 7 to 10 and 13."""
+    """Everything that follows from ids [U, S, n]: contracts 7 to 10, 13 and 16."""
     units, S, n = ids.shape
+    if stream is not None:
+        stream.begin()
     vectors = neuron_vectors(x, geometry, setting).astype(np.float64)
     vectors = vectors.reshape(units, n, S, -1).transpose(0, 2, 1, 3)
     rebuilt = np.where(ids[..., None] == -1, 0.0, vectors)
@@ -158,6 +162,9 @@ def _values(
         for s in range(S):
             own, shared = ids[u, s], ids[u, s] >= 0
             table = _centroids(vectors[u, s], own, setting.hash == "exact")
+            if stream is not None:
+                _, first = np.unique(own[shared], return_index=True)
+                table = stream.take_over(s, vectors[u, s, shared][first].astype(np.float32), table)
             centroids[u].append(table)
             clusters[u, s] = len(np.unique(own[shared])) + np.count_nonzero(own == -2)
             rebuilt[u, s, shared] = table[own[shared]]
@@ -207,14 +214,17 @@ def reuse_conv2d(
     planes: np.ndarray | None = None,
     thresholds: np.ndarray | None = None,
     activation: Activation = LINEAR,
+    stream: ReferenceStream | None = None,
 ) -> ReuseResult:
     """The reused layer on x [B, H, W, C] with planes [S, L, H] and thresholds [S, H] (None: zeros).
+
+    ``stream`` holds centroids of earlier batches, and takes those of this one (contract 16).
 
     Raises:
         ValueError: x, planes or thresholds have the wrong shape, or planes are missing.
     """
     ids = cluster(x, geometry, setting, planes, thresholds)
-    return _values(x, w, bias, geometry, setting, ids, activation)
+    return _values(x, w, bias, geometry, setting, ids, activation, stream)
 
 
 def reuse_conv2d_given_ids(
@@ -232,4 +242,4 @@ def reuse_conv2d_given_ids(
         ValueError: x or ids have the wrong shape.
     """
     packed = pack(np.asarray(ids), len(x), geometry, setting)
-    return _values(x, w, bias, geometry, setting, packed, activation)
+    return _values(x, w, bias, geometry, setting, packed, activation, None)

@@ -5,13 +5,17 @@ replaces every neuron vector by the mean of its cluster, and z = rows(x_hat) W +
 
     dW = rows(x_hat)^T dZ,   dX_hat = col2im(dZ W^T),   dX = A^T dX_hat (averaged) or dX_hat (straight-through),
 
-and A^T = A, the mean over the members of each cluster. The reference computes just that, densely in float64. Kernels
-sum dZ over the members of each cluster instead (Ning, Guan, Shen, ICDE 2019, on backward propagation); the two share
-nothing but the contract.
+or B / b dX_hat of the first b = ceil(B / 4) images and 0 of the others (sampled). A^T = A, the mean over the members of
+each cluster. The reference computes just that, densely in float64. Kernels sum dZ over the members of each cluster
+instead (Ning, Guan, Shen, ICDE 2019, on backward propagation); the two share nothing but the contract.
+
+Where clusters take over centroids of earlier batches (B9), x_hat is made of these, which are constants: dW has them,
+while dX stays the mean over the members.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,15 +61,17 @@ def reuse_conv2d_gradients(
     setting: ReuseSetting,
     ids: np.ndarray,
     input_gradient: str = "averaged",
+    centroids: list[list[np.ndarray]] | None = None,
 ) -> ReuseGradients:
-    """Gradients of sum(dz * z) for the reused layer with given ids (clauses B1 to B7).
+    """Gradients of sum(dz * z) for the reused layer with given ids (clauses B1 to B7, B9).
 
     Args:
         x: [B, H, W, C].
         w: [KH, KW, C, M].
         dz: [B, OH, OW, M], gradient of what the activation is applied to.
         ids: as in ``reference.ReuseResult``.
-        input_gradient: ``averaged`` or ``straight-through``.
+        input_gradient: ``averaged``, ``sampled`` or ``straight-through``.
+        centroids: what the forward pass multiplied, as in ``reference.ReuseResult``; None: the means of the members.
 
     Raises:
         ValueError: a shape is wrong, or ``input_gradient`` is not known.
@@ -78,14 +84,17 @@ def reuse_conv2d_gradients(
     vectors = neuron_vectors(x, geometry, setting).astype(np.float64)
     units, S, n = own.shape
     shape = (units, n, S, geometry.vector_length(setting))
-    rebuilt = _averaged(vectors.reshape(shape), own)
+    rebuilt = _averaged(vectors.reshape(shape), own) if centroids is None else _replaced(centroids, own, shape)
     flat = dz.astype(np.float64).reshape(-1, geometry.M)
     rows = _im2col_rows(rebuilt, len(x), geometry, setting)
     matrix = w.astype(np.float64).transpose(2, 0, 1, 3).reshape(geometry.K, geometry.M)
     dw = (rows.T @ flat).reshape(geometry.C, geometry.KH, geometry.KW, geometry.M).transpose(1, 2, 0, 3)
     drows = flat @ matrix.T
-    if input_gradient == "straight-through":
+    if input_gradient != "averaged":
         dx = _col2im(drows, len(x), geometry)
+        if input_gradient == "sampled":
+            first = math.ceil(len(x) / 4)
+            dx = np.where(np.arange(len(x))[:, None, None, None] < first, dx * len(x) / first, 0)
     elif setting.granularity == "pixel":
         dense = _col2im(drows, len(x), geometry)[read_index(geometry)].reshape(-1, geometry.C)
         dx = _placed(_uncut(_averaged(_cut(dense, shape), own), geometry.C), len(x), geometry)
@@ -105,6 +114,15 @@ def _averaged(vectors: np.ndarray, ids: np.ndarray) -> np.ndarray:
         sizes = np.bincount(own[members], minlength=len(sums))
         means[u, members, s] = sums[own[members]] / sizes[own[members], None]
     return means
+
+
+def _replaced(centroids: list[list[np.ndarray]], ids: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Vectors [U, n, S, L] that are the given centroids [clusters, L] of each (unit, segment); 0 in no cluster."""
+    vectors = np.zeros(shape)
+    for u, s in np.ndindex(ids.shape[:2]):
+        members = np.flatnonzero(ids[u, s] >= 0)
+        vectors[u, members, s] = centroids[u][s][ids[u, s, members]]
+    return vectors
 
 
 def _cut(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -9,7 +9,7 @@ Granularity = Literal["segment", "pixel", "row"]
 HashFamily = Literal["gaussian", "pca", "learned", "exact"]
 Scope = Literal["image", "batch"]
 Table = Literal["float32", "bfloat16", "int16", "int8"]
-InputGradient = Literal["averaged", "straight-through"]
+InputGradient = Literal["averaged", "sampled", "straight-through"]
 
 GRANULARITIES: tuple[str, ...] = get_args(Granularity)
 HASH_FAMILIES: tuple[str, ...] = get_args(HashFamily)

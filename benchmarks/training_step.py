@@ -55,6 +55,12 @@ def cases() -> dict[str, Case]:
 NAMES = ("cifarnet", "alexnet", "vgg19")
 
 
+def input_size(case: Case) -> list[int]:
+    """Channels, height and width of a network's images."""
+    shape = case.build().graph.input[0].type.tensor_type.shape
+    return [dim.dim_value for dim in shape.dim][1:]
+
+
 @dataclass(frozen=True)
 class Row:
     """One engine; ratios are other engines' times by its own, above 1 is faster than them."""
@@ -81,31 +87,15 @@ def smooth_images(shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 def measure(name: str, stages: tuple[str, ...], threads: int, seconds: float, compiled: bool) -> list[Row]:
     """All engines on one network, in this process."""
-    from adr_tvm._tvm import cpu_target
-    from adr_tvm.train.compiled_engine import CompiledEngine
-    from adr_tvm.train.optimizers import SGD
-    from adr_tvm.train.options import TrainOptions
-
     case = cases()[name]
+    x = smooth_images((case.batch, *input_size(case)), 0)
+    labels = np.random.default_rng(1).integers(0, 10, case.batch).astype(np.int32)
+    model = case.build()
     with tempfile.TemporaryDirectory(prefix="adr-training-step-") as folder:
         path = Path(folder) / f"{name}.onnx"
-        onnx.save(case.build(), path)
-        optimizer = SGD(momentum=MOMENTUM, weight_decay=DECAY)
-        engine = CompiledEngine(path, optimizer, case.batch, cpu_target(threads=threads))
-    x = smooth_images((case.batch, *engine.input_shape), 0)
-    labels = np.random.default_rng(1).integers(0, engine.classes, case.batch).astype(np.int32)
-    later = [layer for layer, geometry in engine.candidates.items() if geometry.rows > 1][1:]
-    runs: dict[str, Callable[[], Any]] = {}
-    for text in ("dense", *stages):
-        stage = {}
-        if text != "dense":
-            reuse = TrainOptions(reuse="fixed", stages=text).listed_stages()[0]
-            stage = dict.fromkeys(later, reuse)
-        state = engine.initial_state()
-        engine.make_planes(state, stage, x, seed=0)
-        step = engine.compile(stage)
-        runs[text] = lambda step=step, state=state: step.run(state, x, labels, RATE)
-    runs |= torch_runs(engine.network.checked.proto, x, labels, threads, compiled)
+        onnx.save(model, path)
+        runs = compiled_runs(path, case.batch, ("dense", *stages), x, labels, threads)
+    runs |= torch_runs(model, x, labels, threads, compiled)
     times = take_turns(runs, rounds_for(runs, seconds))
     rows = []
     for engine_name, own in times.items():
@@ -118,6 +108,28 @@ def measure(name: str, stages: tuple[str, ...], threads: int, seconds: float, co
         ]
         rows.append(Row(name, case.batch, threads, engine_name, float(np.median(own)), r_c, *ratios))  # type: ignore[arg-type]
     return rows
+
+
+def compiled_runs(
+    path: Path, batch: int, stages: tuple[str, ...], x: np.ndarray, labels: np.ndarray, threads: int
+) -> dict[str, Callable[[], Any]]:
+    """A step of this package for each stage, ``dense`` among them, on a state of its own."""
+    from adr_tvm._tvm import cpu_target
+    from adr_tvm.train.compiled_engine import CompiledEngine
+    from adr_tvm.train.optimizers import SGD
+    from adr_tvm.train.options import TrainOptions
+
+    optimizer = SGD(momentum=MOMENTUM, weight_decay=DECAY)
+    engine = CompiledEngine(path, optimizer, batch, cpu_target(threads=threads))
+    later = [layer for layer, geometry in engine.candidates.items() if geometry.rows > 1][1:]
+    runs: dict[str, Callable[[], Any]] = {}
+    for text in stages:
+        reuse = None if text == "dense" else TrainOptions(reuse="fixed", stages=text).listed_stages()[0]
+        stage = {} if reuse is None else dict.fromkeys(later, reuse)
+        state = engine.initial_state()
+        engine.make_planes(state, stage, x, seed=0)
+        runs[text] = functools.partial(engine.compile(stage).run, state, x, labels, RATE)
+    return runs
 
 
 def torch_runs(

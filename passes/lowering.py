@@ -21,6 +21,7 @@ from adr_tvm.passes.carried_ids import CarriedIds
 from adr_tvm.passes.lowering_dense import lower_dense, packed_weights, prepared
 from adr_tvm.passes.lowering_grouped import lower_grouped
 from adr_tvm.passes.lowering_lossless import lower_lossless
+from adr_tvm.passes.lowering_stream import take_over
 from adr_tvm.schedules.cluster import SPARE_CENTROIDS, capacity, cluster, units
 from adr_tvm.schedules.cluster_rows import cluster_rows
 from adr_tvm.schedules.gemm_rows import gemm_rows, scatter_rows
@@ -79,6 +80,11 @@ class _Lowering:
     def _call(self, kernel: str, func: tirx.PrimFunc, args: list[Any], out: Any) -> relax.Call:
         return relax.call_tir(self.bb.add_func(func, f"adr_{kernel}"), args, out)
 
+    def _dense(self, image: relax.TensorType) -> relax.Expr:
+        """The result without reuse."""
+        y = self.bb.emit(lower_dense(self.bb, ops.without_reuse(self.call), self.target))
+        return self.bb.emit(relax.op.reshape(y, image.shape))
+
     def _weights(self) -> tuple[relax.Expr, relax.Expr]:
         return packed_weights(self.bb, self.call, self.geometry, self.tile.NR)
 
@@ -98,8 +104,8 @@ class _Lowering:
         )
 
     def _vectors(self, x: relax.Expr, setting: ReuseSetting, image: Any) -> list[relax.Expr]:
-        """y, stats, ids and centroids."""
-        g = self.geometry
+        """y, stats, ids and centroids; with a table of centroids also clusters taken over, and the table."""
+        g, streaming = self.geometry, ops.is_streaming(self.call)
         source = vector_source(g, setting)
         U, G = units(setting, x.ty.shape[0])
         S, size = source.segments, G * source.map_size
@@ -111,7 +117,7 @@ class _Lowering:
         found = self.bb.emit(
             self._call(
                 f"{setting.granularity}_cluster",
-                cluster(g, setting),
+                cluster(g, setting, keyed=streaming),
                 [x, *planes],
                 [
                     tensor_type([U, S, size], "int32"),
@@ -119,14 +125,21 @@ class _Lowering:
                     tensor_type([U, S, cap + SPARE_CENTROIDS, source.Lp]),
                     tensor_type([U, S, 2], "int32"),
                     tensor_type([U, 2], "int32"),
+                    tensor_type([U, S, cap] if streaming else [1, 1, 1], "int32"),
                 ],
             )
         )
-        parts = [self.bb.emit(relax.TupleGetItem(found, i)) for i in range(5)]
+        *parts, keys = (self.bb.emit(relax.TupleGetItem(found, i)) for i in range(6))
+        stream: list[relax.Expr] = []
+        if streaming:
+            parts[2], *stream = take_over(self.bb, self.call, keys, parts[3], parts[2])
+        saved = [parts[4], parts[0], parts[2], *stream]
+        if ops.is_backward_only(self.call):
+            return [self._dense(image), *saved]
         schedule = reuse_schedule(self.target, g, setting, static_shape(x)[0])
         kernel = gemm_scatter(g, setting, self.activation, self.tile, schedule)
         y = self._call(f"{setting.granularity}_gemm_scatter", kernel, [x, *self._weights(), *parts], image)
-        return [self.bb.emit(y), parts[4], parts[0], parts[2]]
+        return [self.bb.emit(y), *saved]
 
     def _rows(self, x: relax.Expr, setting: ReuseSetting, image: Any) -> list[relax.Expr]:
         """y, stats, ids and centroids."""
@@ -143,6 +156,8 @@ class _Lowering:
             )
         )
         ids, lead, reps, source, means, stats = (self.bb.emit(relax.TupleGetItem(found, i)) for i in range(6))
+        if ops.is_backward_only(self.call):
+            return [self._dense(image), stats, ids, means]
         kernel = gemm_rows(g, setting, self.activation, self.tile)
         partial = self.bb.emit(self._call("row_gemm", kernel, [x, *self._weights(), lead, reps, source, means], image))
         copy = self.bb.add_func(scatter_rows(g, setting), "adr_row_scatter")

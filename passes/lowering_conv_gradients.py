@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import tvm
 from tvm import relax, te, tirx
 from tvm.target import Target
 
-from adr_tvm._tvm import tensor_type
+from adr_tvm import ops
+from adr_tvm._tvm import static_shape, tensor_type
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.schedules.dense_input_gradient import dense_input_gradient, is_few_rows
+from adr_tvm.schedules.epilogue_gradient import epilogue_gradient
 from adr_tvm.schedules.input_gradient import input_gradient, pack_phase_weights, packed_floats, phases
 from adr_tvm.schedules.register_tile import isa_of
 from adr_tvm.schedules.tuned import conv_schedule, weight_gradient_schedule
-from adr_tvm.schedules.weight_gradient import weight_gradient
+from adr_tvm.schedules.weight_gradient import epilogue_weight_gradient, packs_once, weight_gradient
 
 
 def lower_weight_grad(
@@ -24,6 +27,26 @@ def lower_weight_grad(
     return bb.call_te(
         lambda a, b: te_weight_gradient(a, b, geometry, groups), *call.args, primfunc_name_hint="adr_weight_gradient"
     )
+
+
+def lower_epilogue_weight_grad(
+    bb: relax.BlockBuilder, call: relax.Call, batch: int, geometry: ConvGeometry, groups: int, target: Target
+) -> relax.Expr:
+    """The lowered form of ``adr.epilogue_weight_grad``: one kernel, or the two that it stands for."""
+    (x, y, dy), activation = call.args, ops.activation_of(call)
+    if groups == 1:
+        schedule = weight_gradient_schedule(target, geometry, batch)
+        if packs_once(geometry, batch, schedule):
+            func = epilogue_weight_gradient(geometry, activation, batch, schedule)
+            name = bb.add_func(func, "adr_epilogue_weight_gradient")
+            return relax.call_tir(name, [x, y, dy], list(call.ty.fields))
+    shape, bias = static_shape(dy), call.ty.fields[1]
+    func = epilogue_gradient(tuple(shape), activation, isa_of(target))
+    types = [tensor_type(shape), bias]
+    both = bb.emit(relax.call_tir(bb.add_func(func, "adr_epilogue_gradient"), [y, dy], types))
+    dz, dbias = (bb.emit(relax.TupleGetItem(both, i)) for i in (0, 1))
+    weight = bb.normalize(relax.Call(tvm.ir.Op.get("relax.adr.conv2d_weight_grad"), [x, dz], call.attrs))
+    return relax.Tuple([bb.emit(lower_weight_grad(bb, weight, batch, geometry, groups, target)), dbias])
 
 
 def lower_input_grad(

@@ -27,6 +27,7 @@ from adr_tvm.passes.fold_flatten import FoldFlatten
 from adr_tvm.passes.fold_scales import FoldScales
 from adr_tvm.passes.fold_shapes import FoldShapes
 from adr_tvm.passes.fuse_epilogue import FuseEpilogue
+from adr_tvm.passes.fuse_epilogue_gradient import FuseEpilogueGradient
 from adr_tvm.passes.fuse_lrn import FuseLrn
 from adr_tvm.passes.fuse_residual import FuseResidual
 from adr_tvm.passes.inference_form import InferenceForm
@@ -97,13 +98,18 @@ def train(stage: Stage, label_smoothing: float, parameters: list[str], updates: 
         SeedDropout(),
         AppendLoss(label_smoothing),
         Differentiate(parameters),
+        FuseEpilogueGradient(),
         AppendUpdates(updates),
     ]
 
 
-def evaluate() -> Passes:
-    """From a network with its weights as parameters to its inference form."""
-    return [InferenceForm()]
+def evaluate(stage: Stage | None = None) -> Passes:
+    """From a network with its weights as parameters to its inference form.
+
+    Args:
+        stage: the layers that reuse; None: all dense.
+    """
+    return [ReuseInTraining(stage or {}, training=False), InferenceForm()]
 
 
 def observe(layers: list[str]) -> Passes:

@@ -68,8 +68,8 @@ def _exact_keys(source: VectorSource, setting: ReuseSetting):
     return inline
 
 
-def _number_phase(source: VectorSource, setting: ReuseSetting):
-    """Inline: ids, centroids and counts of every (unit, segment) from the keys; one task each."""
+def _number_phase(source: VectorSource, setting: ReuseSetting, keyed: bool):
+    """Inline: ids, centroids, counts and, ``keyed``, cluster keys of every (unit, segment); one task each."""
     S, L, Lp, P, map_size = source.segments, source.L, source.Lp, source.per_image, source.map_size
     load, map_index = source.load, source.map_index
     exact, padded = setting.hash == "exact", group_count(P) * TILE
@@ -83,7 +83,7 @@ def _number_phase(source: VectorSource, setting: ReuseSetting):
         return [T.bind(v[lanes(c)]) for c in range(0, Lp, TILE)]
 
     @T.inline
-    def inline(X, codes, words, ids, centroids, counts, U, G, cap):
+    def inline(X, codes, words, ids, centroids, counts, found, U, G, cap):
         for task in T.parallel(U * S):
             u = T.meta_var(task // S)
             s = T.meta_var(task % S)
@@ -115,6 +115,8 @@ def _number_phase(source: VectorSource, setting: ReuseSetting):
                         n[1] = n[1] + 1
                     ids[u, s, g * map_size + map_index(p)] = id[0]
             steps.finish(centroids, u, s, sums, bases, sizes, n)
+            if keyed:
+                steps.write_keys(found, u, s, slots, known, n)
             counts[u, s, 0] = n[0]
             counts[u, s, 1] = n[1]
 
@@ -158,14 +160,19 @@ def _gain_phase(source: VectorSource):
 
 
 @functools.cache
-def cluster(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
+def cluster(geometry: ConvGeometry, setting: ReuseSetting, keyed: bool = False) -> tirx.PrimFunc:
     """Cluster the neuron vectors of X.
+
+    Args:
+        geometry, setting: of the layer.
+        keyed: the keys of the clusters are wanted too; not with ``exact``.
 
     Returns:
         PrimFunc of X float32 [B, H, W, C], planes float32 [S, L, Hp], thresholds float32 [S, Hp], then the outputs
         ids int32 [U, S, G * map_size], gains float32 of the same shape (1 x 1 x 1 without ``gain``),
         centroids float32 [U, S, capacity + SPARE_CENTROIDS, Lp], counts int32 [U, S, 2] (clusters; non-finite
-        vectors) and stats int32 [U, 2] (all of them together; 1 if the unit reuses, 0 if it runs dense).
+        vectors), stats int32 [U, 2] (all of them together; 1 if the unit reuses, 0 if it runs dense) and found int32
+        [U, S, capacity], the clusters' keys, 2^H for that of zeros (1 x 1 x 1 without ``keyed``).
         B is symbolic. ``exact`` takes planes [1, 1, 8] and thresholds [1, 8] and ignores them.
     """
     source = vector_source(geometry, setting)
@@ -177,10 +184,10 @@ def cluster(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
     at_once = setting.granularity == "segment" and not exact
     padded = group_count(P) * TILE
     if at_once:
-        number_all = number_segments(geometry, setting)
+        number_all = number_segments(geometry, setting, keyed)
     else:
         keys = _exact_keys(source, setting) if exact else pixel_keys(source, setting)
-        number = _number_phase(source, setting)
+        number = _number_phase(source, setting, keyed)
     gain_factors = _gain_phase(source)
 
     @T.prim_func(private=True)
@@ -193,6 +200,7 @@ def cluster(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
         c: T.handle,
         n: T.handle,
         st: T.handle,
+        ky: T.handle,
     ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         B = T.int64()
@@ -215,17 +223,20 @@ def cluster(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
         centroids = T.match_buffer(c, (U, T.int64(S), cap + SPARE_CENTROIDS, T.int64(Lp)), "float32")
         counts = T.match_buffer(n, (U, T.int64(S), T.int64(2)), "int32")
         stats = T.match_buffer(st, (U, T.int64(2)), "int32")
+        found = T.match_buffer(
+            ky, (U if keyed else T.int64(1), T.int64(S if keyed else 1), cap if keyed else T.int64(1)), "int32"
+        )
         if at_once:
-            number_all(X, planes, thresholds, ids, centroids, counts, B, U, G, cap)
+            number_all(X, planes, thresholds, ids, centroids, counts, found, B, U, G, cap)
         else:
             codes = T.alloc_buffer((U, S, G * padded), "int32")
             if exact:
                 words = T.alloc_buffer((U, S, G * padded), "int64")
                 keys(X, codes, words, B)
-                number(X, codes, words, ids, centroids, counts, U, G, cap)
+                number(X, codes, words, ids, centroids, counts, found, U, G, cap)
             else:
                 keys(X, planes, thresholds, codes, B)
-                number(X, codes, codes, ids, centroids, counts, U, G, cap)
+                number(X, codes, codes, ids, centroids, counts, found, U, G, cap)
         if gain:
             gain_factors(X, ids, centroids, counts, gains, U, G, cap)
         for u in range(U):

@@ -31,11 +31,13 @@ class Numbering:
             negative. It joins its cluster's sum. ``v`` float32 [Lp] is scratch; neighbouring vectors have
             neighbouring ``index``.
         finish: inline ``(centroids, u, s, sums, bases, sizes, n)``: write the means.
+        write_keys: inline ``(keys, u, s, slots, words, n)``: write the key of each cluster, 2^H for that of zeros.
     """
 
     begin: Any
     place: Any
     finish: Any
+    write_keys: Any
 
 
 def numbering(setting: ReuseSetting, L: int, Lp: int, slots_size: Any) -> Numbering:
@@ -126,7 +128,17 @@ def numbering(setting: ReuseSetting, L: int, Lp: int, slots_size: Any) -> Number
                         cluster, c * TILE + j
                     ] / T.cast(sizes[cluster], "float32")
 
-    return Numbering(begin, place, finish)
+    @T.inline
+    def write_keys(keys, u, s, slots, words, n):
+        if direct:
+            for key in range(slots_size):
+                if slots[key] >= 0:
+                    keys[u, s, slots[key]] = T.cast(key, "int32")
+        else:
+            for cluster in range(n[0]):
+                keys[u, s, cluster] = T.cast(words[cluster], "int32")
+
+    return Numbering(begin, place, finish, write_keys)
 
 
 def has_direct_slots(setting: ReuseSetting) -> bool:

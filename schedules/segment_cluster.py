@@ -22,8 +22,11 @@ from adr_tvm.schedules.vector_key import INFINITY_BITS, NO_VECTOR, NON_FINITE
 from adr_tvm.settings import ReuseSetting
 
 
-def number_segments(g: ConvGeometry, setting: ReuseSetting):
-    """Inline ``(X, planes, thresholds, ids, centroids, counts, B, U, G, cap)``: all of ``cluster`` but the gains."""
+def number_segments(g: ConvGeometry, setting: ReuseSetting, keyed: bool):
+    """Inline ``(X, planes, thresholds, ids, centroids, counts, found, B, U, G, cap)``: all but the gains.
+
+    ``keyed``: found int32 [U, S, cap] takes the keys of the clusters.
+    """
     L, S, H = g.vector_length(setting), g.segments(setting), setting.H
     Lp, K, taps, rows, OW = -(-L // LANES) * LANES, g.K, g.KH * g.KW, g.rows, g.OW
     layout = ChannelMaps(g, together=setting.scope == "batch")
@@ -104,7 +107,7 @@ def number_segments(g: ConvGeometry, setting: ReuseSetting):
                 ids[u, s, first + (y * OW + x)] = id[0]
 
     @T.inline
-    def inline(X, planes, thresholds, ids, centroids, counts, B, U, G, cap):
+    def inline(X, planes, thresholds, ids, centroids, counts, found, B, U, G, cap):
         maps = T.alloc_buffer((layout.size(B),), "float32")
         offsets = T.alloc_buffer((S, Lp), "int64")
         shifts = T.alloc_buffer((S, entries.loads), "int64")
@@ -152,6 +155,8 @@ def number_segments(g: ConvGeometry, setting: ReuseSetting):
                     first = T.meta_var(image * rows + b * (block * OW))
                     place_all(maps, keys, ids, loads, origin, u, s, first, count, steps, v, state, n, id)
             steps.finish(centroids, u, s, sums, bases, sizes, n)
+            if keyed:
+                steps.write_keys(found, u, s, slots, known, n)
             counts[u, s, 0] = n[0]
             counts[u, s, 1] = n[1]
 

@@ -8,19 +8,25 @@ part of dW waits between chunks in a buffer that stays in L2, along with the chu
 
 Images (of one image: rows) are cut into parts by shape alone, each summed as one FMA chain in the order of its pixels;
 the sums of the parts are added in order. So neither threads nor schedule change a byte.
+
+Where nobody else reads dz, it is not written to memory: packing makes it of y and dy (``epilogue_gradient.py``), which
+it reads once, and the bias gradient with it.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 from tvm import tirx
 from tvm.script import tirx as T
 
+from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.schedules.accumulators import Accumulators, across
+from adr_tvm.schedules.epilogue_gradient import activation_gradient
 from adr_tvm.schedules.im2col import LANES, copy_floats, zero_floats
+from adr_tvm.schedules.register_tile import RegisterTile
 from adr_tvm.schedules.weight_gradient_schedule import WeightGradientSchedule, layout_of, parts_of
 
 
@@ -30,19 +36,7 @@ def weight_gradient(geometry: ConvGeometry, batch: int, schedule: WeightGradient
     g, B, M, K = geometry, batch, geometry.M, geometry.K
     parts = parts_of(geometry, batch)
     task, groups = weight_gradient_task(geometry, batch, schedule)
-
-    def add_entries(partial, out, start, count):
-        total = T.bind(partial[0, across(start, count)])
-        for part in range(1, parts.count):
-            total = T.bind(total + partial[part, across(start, count)])
-        T.buffer_store(out, total, [across(start, count)])
-
-    @T.inline
-    def add_parts(partial, out, row):
-        for v in range(M // LANES):
-            add_entries(partial, out, row * M + v * LANES, LANES)
-        for m in range(M % LANES):
-            add_entries(partial, out, row * M + M // LANES * LANES + m, 1)
+    add_parts = _add_parts(M, parts.count)
 
     @T.prim_func(private=True)
     def kernel(x: T.handle, dz: T.handle, dw: T.handle):
@@ -67,10 +61,92 @@ def weight_gradient(geometry: ConvGeometry, batch: int, schedule: WeightGradient
     return kernel
 
 
-def weight_gradient_task(geometry: ConvGeometry, batch: int, schedule: WeightGradientSchedule) -> tuple[Any, int]:
+class Epilogue(NamedTuple):
+    """What dz is made of: buffers of a kernel.
+
+    Attributes:
+        y, dy: flat float32, output and its gradient.
+        sums: float32 [parts, M], takes the sums of dz.
+    """
+
+    y: Any
+    dy: Any
+    sums: Any
+
+
+def packs_once(geometry: ConvGeometry, batch: int, schedule: WeightGradientSchedule) -> bool:
+    """Whether every entry of dz is packed, and by one task."""
+    lay, tile = layout_of(geometry, batch), schedule.tile
+    tiles, blocks = -(-lay.rows // tile.MR), -(-lay.M // tile.NR)
+    return schedule.pack_dz and lay.M % tile.NR == 0 and tiles <= schedule.tiles and blocks <= schedule.blocks
+
+
+@functools.cache
+def epilogue_weight_gradient(
+    geometry: ConvGeometry, activation: Activation, batch: int, schedule: WeightGradientSchedule
+) -> tirx.PrimFunc:
+    """Gradients of weights and bias from the output and its gradient, for a schedule that ``packs_once``.
+
+    Returns:
+        PrimFunc of X float32 [B, H, W, C], Y and dY float32 [B, OH, OW, M], dW float32 [KH, KW, C, M], dbias float32
+        [M].
+    """
+    g, B, M, K = geometry, batch, geometry.M, geometry.K
+    parts = parts_of(geometry, batch)
+    task, groups = weight_gradient_task(geometry, batch, schedule, activation)
+    assert groups == 1 and packs_once(geometry, batch, schedule), f"{schedule} packs dz more than once"
+    add_parts = _add_parts(M, parts.count)
+
+    @T.prim_func(private=True)
+    def kernel(x: T.handle, y: T.handle, dy: T.handle, dw: T.handle, db: T.handle):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        X = T.match_buffer(x, (T.int64(B), T.int64(g.H), T.int64(g.W), T.int64(g.C)), "float32")
+        Y = T.match_buffer(y, (T.int64(B), T.int64(g.OH), T.int64(g.OW), T.int64(M)), "float32")
+        DY = T.match_buffer(dy, (T.int64(B), T.int64(g.OH), T.int64(g.OW), T.int64(M)), "float32")
+        DW = T.match_buffer(dw, (T.int64(g.KH), T.int64(g.KW), T.int64(g.C), T.int64(M)), "float32")
+        DB = T.match_buffer(db, (T.int64(M),), "float32")
+        Xf = T.decl_buffer((T.int64(B * g.H * g.W * g.C),), "float32", data=X.data)
+        Yf = T.decl_buffer((T.int64(B * g.OH * g.OW * M),), "float32", data=Y.data)
+        DYf = T.decl_buffer((T.int64(B * g.OH * g.OW * M),), "float32", data=DY.data)
+        DWf = T.decl_buffer((T.int64(K * M),), "float32", data=DW.data)
+        partial = T.alloc_buffer((parts.count, K * M), "float32")
+        sums = T.alloc_buffer((parts.count, M), "float32")
+        for part in T.parallel(T.int64(parts.count)):
+            for m in range(M):
+                sums[part, m] = T.float32(0)
+            task(Xf, Epilogue(Yf, DYf, sums), partial, part, T.int64(0))
+        for row in T.parallel(T.int64(K)):
+            add_parts(partial, DWf, row)
+        add_parts(sums, DB, 0)
+
+    return kernel
+
+
+def _add_parts(M: int, parts: int) -> Any:
+    """Inline ``(partial, out, row)``: a row of M entries of out, flat, is the sum of those of all parts."""
+
+    def add_entries(partial, out, start, count):
+        total = T.bind(partial[0, across(start, count)])
+        for part in range(1, parts):
+            total = T.bind(total + partial[part, across(start, count)])
+        T.buffer_store(out, total, [across(start, count)])
+
+    @T.inline
+    def add_parts(partial, out, row):
+        for v in range(M // LANES):
+            add_entries(partial, out, row * M + v * LANES, LANES)
+        for m in range(M % LANES):
+            add_entries(partial, out, row * M + M // LANES * LANES + m, 1)
+
+    return add_parts
+
+
+def weight_gradient_task(
+    geometry: ConvGeometry, batch: int, schedule: WeightGradientSchedule, activation: Activation | None = None
+) -> tuple[Any, int]:
     """Inline ``(X, DZ, sums, part, group)``, the sum of one part for one group of channels, and the number of groups.
 
-    X and DZ are flat; sums is [parts, K * M].
+    X and DZ are flat; sums is [parts, K * M]. With an activation DZ is an ``Epilogue``, whose sums are added to.
     """
     lay, parts = layout_of(geometry, batch), parts_of(geometry, batch)
     H, W, C, OH, OW, M = lay.H, lay.W, lay.C, lay.OH, lay.OW, lay.M
@@ -102,7 +178,8 @@ def weight_gradient_task(geometry: ConvGeometry, batch: int, schedule: WeightGra
         x_row, x_step, x_floats = W * C, SW * C, 1
     z_step = NR if pack_dz else M
     z_floats = in_blocks * images * band * OW * NR if pack_dz else 1
-    copy_tile, copy_block, copy_line = copy_floats(MR), copy_floats(NR), copy_floats(W * C)
+    copy_tile, copy_line = copy_floats(MR), copy_floats(W * C)
+    copy_block = _copy_gradient(NR) if activation is None else _make_gradient(schedule.tile, activation)
     zero_left, zero_right = zero_floats(PL * C), zero_floats(max(0, (lay.padded_width - PL - W) * C))
 
     def first_row(tile):
@@ -137,16 +214,17 @@ def weight_gradient_task(geometry: ConvGeometry, batch: int, schedule: WeightGra
                             )
 
     @T.inline
-    def pack_gradient(DZ, D, image, count, row, height, block0, here):
+    def pack_gradient(DZ, D, part, image, count, row, height, block0, here):
         for i in range(count):
             for n in range(height * OW):
                 for s in range(here):
                     copy_block(
-                        D,
-                        0,
-                        ((s * images + i) * (band * OW) + n) * NR,
                         DZ,
-                        (((image + i) * OH + row) * OW + n) * M + first_channel(block0 + s),
+                        D,
+                        part,
+                        (((image + i) * OH + row) * OW + n) * M,
+                        first_channel(block0 + s),
+                        ((s * images + i) * (band * OW) + n) * NR,
                     )
 
     @T.inline
@@ -246,7 +324,7 @@ def weight_gradient_task(geometry: ConvGeometry, batch: int, schedule: WeightGra
             elif pack_x:
                 pack_tiles(X, A, image, count, top, tile0, tiles_here)
             if pack_dz:
-                pack_gradient(DZ, D, image, count, row, height, block0, blocks_here)
+                pack_gradient(DZ, D, part, image, count, row, height, block0, blocks_here)
             for outer in range(tiles_here if once else blocks_here):
                 for inner in range(blocks_here if once else tiles_here):
                     s, t = T.meta_var((inner, outer) if once else (outer, inner))
@@ -266,3 +344,29 @@ def weight_gradient_task(geometry: ConvGeometry, batch: int, schedule: WeightGra
                             copy_waiting(waiting, place, i, sums, part, line, block0 + s)
 
     return inline, tile_groups * block_groups
+
+
+def _copy_gradient(NR: int) -> Any:
+    """Inline ``(DZ, D, part, pixel, channel, place)``: NR channels of dz, from ``channel`` of a pixel on, to D."""
+    copy = copy_floats(NR)
+
+    @T.inline
+    def inline(DZ, D, part, pixel, channel, place):
+        copy(D, 0, place, DZ, pixel + channel)
+
+    return inline
+
+
+def _make_gradient(tile: RegisterTile, activation: Activation) -> Any:
+    """The same of an ``Epilogue``."""
+    lanes = tile.NR // tile.vectors
+
+    def inline(given, D, part, pixel, channel, place):
+        for v in range(tile.vectors):
+            here = across(pixel + channel + v * lanes, lanes)
+            dz = T.bind(activation_gradient(activation, given.y[here], given.dy[here]))
+            T.buffer_store(D, dz, [0, across(place + v * lanes, lanes)])
+            total = given.sums[part, across(channel + v * lanes, lanes)] + dz
+            T.buffer_store(given.sums, total, [part, across(channel + v * lanes, lanes)])
+
+    return inline

@@ -429,7 +429,7 @@ def _check_clusters(layer: Layer, x: np.ndarray, result: Run, given: ReuseResult
             by_tap = expected.reshape(-1, g.C, g.KH * g.KW).transpose(0, 2, 1).reshape(expected.shape)
             close(found[4][u, : len(expected)], by_tap)
         return
-    _, gains, centroids, counts, _ = found
+    _, gains, centroids, counts, *_ = found
     L = g.vector_length(setting)
     for u, s in np.ndindex(*given.clusters.shape):
         expected = given.centroids[u][s]

@@ -20,8 +20,8 @@ BATCH = 3
 
 
 @functools.cache
-def _machine(layer: Layer, input_gradient: str, batch: int) -> relax.VirtualMachine:
-    """``main(x, w, bias, planes, thresholds, dy)`` -> (y, ids, dx, dw, dbias)."""
+def _machine(layer: Layer, input_gradient: str, batch: int, backward_only: bool = False) -> relax.VirtualMachine:
+    """``main(x, w, bias, planes, thresholds, dy)`` -> (y, ids, dx, dw, dbias), and ``dense(x, w, bias)`` -> y."""
     register_all()
     g, setting = layer.geometry, layer.setting
     S, L = g.segments(setting), g.vector_length(setting)
@@ -38,31 +38,54 @@ def _machine(layer: Layer, input_gradient: str, batch: int) -> relax.VirtualMach
     x, w, bias, planes, thresholds, dy = variables.values()
     bb = relax.BlockBuilder()
     with bb.function("main", list(variables.values())):
-        if dense:
-            call = ops.dense(x, w, bias, name="layer", activation=layer.activation)
-        else:
-            call = ops.conv2d(
-                x,
-                w,
-                bias,
-                name="layer",
-                strides=g.strides,
-                padding=g.padding,
-                dilation=g.dilation,
-                activation=layer.activation,
-            )
-        call = ops.with_reuse(call, setting, planes, thresholds, training=True, input_gradient=input_gradient)
+        call = ops.with_reuse(
+            _dense_call(layer, x, w, bias),
+            setting,
+            planes,
+            thresholds,
+            training=True,
+            input_gradient=input_gradient,
+            backward_only=backward_only,
+        )
         result = bb.emit(call)
         others = [bb.emit(relax.op.zeros(t.shape, t.dtype)) for t in result.ty.fields[1:]]
         gradients = reuse._gradient(result, call, relax.Tuple([dy, *others]), bb)
         y, ids = (bb.emit(relax.TupleGetItem(result, i)) for i in (0, 2))
         bb.emit_func_output(relax.Tuple([y, ids, *gradients[:3]]))
+    x, w, bias = (relax.Var(name, tensor_type(shapes[name])) for name in ("x", "w", "bias"))
+    with bb.function("dense", [x, w, bias]):
+        bb.emit_func_output(bb.emit(_dense_call(layer, x, w, bias)))
     target = cpu_target(layer.mcpu)
     return relax.VirtualMachine(build_module(bb.get(), target), tvm.cpu())
 
 
+def _dense_call(layer: Layer, x: relax.Var, w: relax.Var, bias: relax.Var) -> relax.Call:
+    g = layer.geometry
+    if layer.rank < 4:
+        return ops.dense(x, w, bias, name="layer", activation=layer.activation)
+    shape = {"strides": g.strides, "padding": g.padding, "dilation": g.dilation}
+    return ops.conv2d(x, w, bias, name="layer", activation=layer.activation, **shape)
+
+
+def run_dense(layer: Layer, tensors: Tensors, x: np.ndarray) -> np.ndarray:
+    """y of the dense layer, in four dimensions."""
+    g, dense = layer.geometry, layer.rank < 4
+    arrays = [
+        x.reshape({2: (len(x), g.C), 3: (len(x), g.H, g.C), 4: x.shape}[layer.rank]),
+        tensors.w.reshape(g.C, g.M) if dense else tensors.w,
+        tensors.bias,
+    ]
+    y = _machine(layer, "averaged", len(x))["dense"](*(tvm.runtime.tensor(a) for a in arrays))
+    return y.numpy().reshape(len(x), g.OH, g.OW, g.M)
+
+
 def run(
-    layer: Layer, tensors: Tensors, x: np.ndarray, dy: np.ndarray, input_gradient: str = "averaged"
+    layer: Layer,
+    tensors: Tensors,
+    x: np.ndarray,
+    dy: np.ndarray,
+    input_gradient: str = "averaged",
+    backward_only: bool = False,
 ) -> tuple[np.ndarray, ...]:
     """y, ids and gradients of the kernels; x and dy in four dimensions."""
     g, dense = layer.geometry, layer.rank < 4
@@ -76,7 +99,7 @@ def run(
         *hashing,
         dy.reshape({2: (len(x), g.M), 3: (len(x), g.H, g.M), 4: dy.shape}[layer.rank]),
     ]
-    found = _machine(layer, input_gradient, len(x))["main"](*(tvm.runtime.tensor(a) for a in arrays))
+    found = _machine(layer, input_gradient, len(x), backward_only)["main"](*(tvm.runtime.tensor(a) for a in arrays))
     y, ids, dx, dw, dbias = (t.numpy() for t in found)
     return y.reshape(dy.shape), ids, dx.reshape(x.shape), dw.reshape(tensors.w.shape), dbias
 
@@ -97,12 +120,13 @@ def check(
     x: np.ndarray | None = None,
     tensors: Tensors | None = None,
     batch: int = BATCH,
+    backward_only: bool = False,
 ) -> tuple[np.ndarray, ...]:
     """Run a layer and compare its gradients with the reference; returns what ``run`` does."""
     g, tensors = layer.geometry, tensors or sample_tensors(layer)
     x = sample_input(g, batch, seed=5) if x is None else x
     dy = np.random.default_rng(6).standard_normal((batch, g.OH, g.OW, g.M)).astype(np.float32)
-    found = run(layer, tensors, x, dy, input_gradient)
+    found = run(layer, tensors, x, dy, input_gradient, backward_only)
     y, ids, dx, dw, dbias = found
     dz = activation_gradient(y, dy, layer.activation)
     own = ids_of(layer, ids, batch)

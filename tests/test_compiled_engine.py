@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -10,9 +11,11 @@ import pytest
 from training_fakes import data
 
 from adr_tvm._tvm import cpu_target
+from adr_tvm.cli.train import main
 from adr_tvm.errors import ModelError, UsageError
 from adr_tvm.models.chain import build_chain, he_normal
 from adr_tvm.settings import ReuseSetting
+from adr_tvm.train.checkpoint import load_checkpoint
 from adr_tvm.train.compiled_engine import CompiledEngine
 from adr_tvm.train.optimizers import SGD
 from adr_tvm.train.options import TrainOptions
@@ -42,6 +45,7 @@ LAYERS = [
     ("Gemm", "logits", {"transB": 1}),
 ]
 COARSE = LayerReuse(ReuseSetting("pixel", 16, 6, "pca", "batch"))
+STREAM = replace(COARSE, stream=True)
 
 
 def small(tail=LAYERS[-1:]):
@@ -108,9 +112,10 @@ def test_fewer_bits_need_no_other_step(engine):
     assert losses[0] == losses[1]
 
 
-def test_a_run_with_reuse_resumes_to_the_same_curve(path, images, tmp_path):
+@pytest.mark.parametrize("strategy", ["adaptive", "adaptive+stream"])
+def test_a_run_with_reuse_resumes_to_the_same_curve(path, images, tmp_path, strategy):
     """Stopped after 13 of 20 steps and resumed: the same parameters, batch norm statistics and log as in one go."""
-    reuse = {"reuse": "adaptive", "stages": "16x4,16x6,dense", "only": ["conv2"], "last_stage_by": 0.7, "window": 5}
+    reuse = {"stages": "16x4,16x6,dense", "only": ["conv2"], "last_stage_by": 0.7, "window": 5, "reuse": strategy}
     whole = train_model(path, images, tmp_path / "whole", options(**reuse))
     with pytest.raises(KeyboardInterrupt):
         train_model(path, images, tmp_path / "parts", options(**reuse), interrupting(13))
@@ -168,11 +173,55 @@ def test_the_trained_file_infers_as_the_evaluator(path, images, tmp_path):
     assert accuracy > 0.9
 
 
-def test_streams_are_refused(engine):
-    from dataclasses import replace
+def test_clusters_persist_until_planes_are_fitted_again(engine):
+    """The first step is as without; the next finds most clusters again; fitting planes empties the table."""
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((16, 3, 8, 8)).astype(np.float32)
+    labels = rng.integers(0, 4, 16).astype(np.int32)
+    stage, plain, state = {"conv2": STREAM}, engine.initial_state(), engine.initial_state()
+    for each in (plain, state):
+        engine.make_planes(each, stage, x, seed=0)
+    without, step = engine.compile({"conv2": COARSE}), engine.compile(stage)
+    one, other = (compiled.run(each, x, labels, 0.02) for compiled, each in ((without, plain), (step, state)))
+    assert (one.loss, one.clusters, one.streamed) == (other.loss, other.clusters, {}) and other.streamed == {"conv2": 0}
+    arrays = state.arrays()
+    for path, value in plain.arrays().items():
+        np.testing.assert_array_equal(arrays[path], value, err_msg=path)
+    assert set(arrays) - set(plain.arrays()) == {f"streams/{part}/conv2" for part in ("centroids", "keys", "used")}
+    found = step.run(state, x, labels, 0.02)
+    assert 0.9 * found.clusters["conv2"][0] < found.streamed["conv2"] <= found.clusters["conv2"][0]
+    assert found.loss != without.run(plain, x, labels, 0.02).loss
+    copied = engine.initial_state()
+    copied.load(state.arrays())
+    assert step.run(copied, x, labels, 0.02) == step.run(state, x, labels, 0.02)
+    engine.make_planes(state, stage, x, seed=1)
+    assert step.run(state, x, labels, 0.02).streamed == {"conv2": 0}
+    times = engine.measure(state, stage, ["conv2"], x)
+    assert times.keys() == {"conv2"} and min(times["conv2"].dense, times["conv2"].reuse) > 0
 
-    with pytest.raises(UsageError, match="adaptive\\+stream"):
-        engine.compile({"conv2": replace(COARSE, stream=True)})
+
+def test_streams_from_the_command_line(path, images, tmp_path, capsys):
+    basic = [str(path), "--data", str(images), "--out", str(tmp_path / "run"), "--batch", "16", "--epochs", "2"]
+    basic += ["--no-compile-ahead", "--no-measure", "--lr", "0.02", "--only", "conv2", "--stages", "16x4,16x6"]
+    stream = [*basic, "--reuse", "adaptive+stream", "--refresh-planes", "6", "--stream-slots", "40"]
+    assert main([*stream, "--last-stage-by", "0.5"]) == 0
+    assert "conv2 pixel L=16 H=6 averaged stream" in capsys.readouterr().out
+    events = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    shares = [event["layers"]["conv2"]["streamed"] for event in events if event["event"] == "step"]
+    empty = [index for index, share in enumerate(shares) if share == 0]
+    assert empty == [0, 6, 10, 12, 18], "planes are fitted every six steps, and as the second stage begins"
+    assert all(share > 0.5 for index, share in enumerate(shares) if index not in empty)
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors")[0]["streams/used/conv2"].shape == (1, 40)
+    for flag, value in (("--scope", "image"), ("--granularity", "row")):
+        assert main([*stream, flag, value]) == 2
+        assert f"--reuse adaptive+stream needs {flag} " in capsys.readouterr().err
+
+
+def test_streams_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="scope=image"):
+        LayerReuse(ReuseSetting("pixel", 16, 6), stream=True)
+    with pytest.raises(UsageError, match=r"--stages: granularity=row .* only pixel and segment"):
+        TrainOptions(reuse="adaptive+stream", stages="row/1x8")
 
 
 def test_operators_without_a_gradient_are_named_at_once(tmp_path):

@@ -21,12 +21,13 @@ from test_kernel_properties import SEARCH, geometries
 from tvm import relax
 from tvm.target import Target
 
-from adr_tvm._tvm import cpu_target, tensor_type
+from adr_tvm._tvm import calls, cpu_target, tensor_type
 from adr_tvm.activation import Activation
 from adr_tvm.build import build_module
 from adr_tvm.geometry import ConvGeometry, dense_geometry
-from adr_tvm.gradients.conv2d import conv2d_weight_grad
+from adr_tvm.gradients.conv2d import conv2d_input_grad, conv2d_weight_grad
 from adr_tvm.gradients.epilogue import epilogue_grad
+from adr_tvm.passes.fuse_epilogue_gradient import FuseEpilogueGradient
 from adr_tvm.schedules.register_tile import AVX2, AVX512, NEON, SSE, RegisterTile, isa_of
 from adr_tvm.schedules.tuned import KernelShape
 from adr_tvm.schedules.weight_gradient_schedule import (
@@ -225,3 +226,58 @@ def _object_for_arm(library, folder) -> bool:
 
 if __name__ == "__main__":
     _print_digests()
+
+
+FUSED = {
+    "first layer": (ConvGeometry(17, 18, 3, 5, 5, 64, padding=(2, 2, 2, 2)), 1),
+    "strides, several bands": (ConvGeometry(70, 61, 3, 3, 3, 32, strides=(2, 2), padding=(1, 1, 1, 1)), 1),
+    "channels of no whole block": (ConvGeometry(9, 8, 4, 3, 3, 70), 1),
+    "groups": (ConvGeometry(9, 8, 4, 3, 3, 8), 2),
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize(
+    "activation", [Activation("clip", low=0.0), Activation("leaky_relu", slope=0.25)], ids=["relu", "leaky"]
+)
+def test_weight_gradient_with_the_epilogues(name, activation):
+    """One operator gives the bytes of the two that it stands for; the bias gradient is summed in another order."""
+    geometry, groups = FUSED[name]
+    g, batch = geometry, 3
+    shapes = ([batch, g.H, g.W, g.C * groups], *[[batch, g.OH, g.OW, g.M * groups]] * 2)
+    x, y, dy = (relax.Var(n, tensor_type(shape)) for n, shape in zip(("x", "y", "dy"), shapes, strict=True))
+    bb = relax.BlockBuilder()
+    with bb.function("main", [x, y, dy]):
+        with bb.dataflow():
+            both = bb.emit(epilogue_grad(y, dy, activation))
+            dz, dbias = (bb.emit(relax.TupleGetItem(both, i)) for i in (0, 1))
+            common = {"strides": g.strides, "padding": g.padding, "groups": groups}
+            dw = bb.emit(conv2d_weight_grad(x, dz, kernel=(g.KH, g.KW), **common))
+            result = bb.emit_output(relax.Tuple([dw, dbias]))
+        bb.emit_func_output(result)
+    mod = bb.get()
+    fused = FuseEpilogueGradient()(mod)
+    assert [
+        call.op.name for call in calls(fused["main"], "relax.adr.epilogue_weight_grad", "relax.adr.epilogue_grad")
+    ] == ["relax.adr.epilogue_weight_grad"]
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape, np.float32) for shape in shapes]
+    (dw, dbias), (same, close) = run_module(fused, *arrays), run_module(mod, *arrays)
+    np.testing.assert_array_equal(dw, same)
+    np.testing.assert_allclose(dbias, close, rtol=0, atol=1e-6 * np.abs(arrays[2]).sum((0, 1, 2)).max())
+
+
+def test_a_gradient_with_other_readers_stays():
+    """The input gradient of a later layer reads dz too."""
+    image, weight = tensor_type([2, 6, 6, 8]), tensor_type([3, 3, 8, 8])
+    x, y, dy, w = (relax.Var(n, ty) for n, ty in (("x", image), ("y", image), ("dy", image), ("w", weight)))
+    bb = relax.BlockBuilder()
+    with bb.function("main", [x, y, dy, w]):
+        with bb.dataflow():
+            both = bb.emit(epilogue_grad(y, dy, Activation("clip", low=0.0)))
+            dz = bb.emit(relax.TupleGetItem(both, 0))
+            dw = bb.emit(conv2d_weight_grad(x, dz, kernel=(3, 3), padding=(1, 1, 1, 1)))
+            dx = bb.emit(conv2d_input_grad(dz, w, input=(6, 6), padding=(1, 1, 1, 1)))
+            result = bb.emit_output(relax.Tuple([dw, dx]))
+        bb.emit_func_output(result)
+    assert not calls(FuseEpilogueGradient()(bb.get())["main"], "relax.adr.epilogue_weight_grad")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tvm
 from kernel_harness import GEOMETRIES, Layer, sample_input, sample_tensors
-from reuse_gradients import check, run
+from reuse_gradients import check, run, run_dense
 from tvm import relax
 
 from adr_tvm import ops
@@ -72,8 +72,10 @@ def test_dense_layers(rank, setting):
     check(Layer(dense_geometry(1 if rank == 2 else 5, 37, 21), setting, Activation.relu(), rank=rank), batch=6)
 
 
-def test_straight_through():
-    check(Layer(GEOMETRIES["asymmetric"], replace(PIXEL, scope="batch"), Activation.relu()), "straight-through")
+@pytest.mark.parametrize("input_gradient", ["straight-through", "sampled"])
+def test_dense_input_gradients(input_gradient):
+    layer = Layer(GEOMETRIES["asymmetric"], replace(PIXEL, scope="batch"), Activation.relu())
+    check(layer, input_gradient, batch=6)
 
 
 def test_blocks_that_hold_bands_of_an_image(monkeypatch):
@@ -198,3 +200,34 @@ def test_a_network_through_relax_gradient():
 
 if __name__ == "__main__":
     print(_digest())
+
+
+@pytest.mark.parametrize(
+    ("layer", "input_gradient"),
+    [
+        (Layer(GEOMETRIES["asymmetric"], replace(PIXEL, scope="batch"), Activation.relu()), "averaged"),
+        (Layer(GEOMETRIES["5x5_stride2"], SEGMENT, Activation.relu()), "straight-through"),
+        (Layer(GEOMETRIES["asymmetric"], ROW, Activation.relu()), "averaged"),
+        (Layer(dense_geometry(5, 37, 21), replace(PIXEL, scope="batch"), Activation.relu(), rank=3), "averaged"),
+    ],
+)
+def test_backward_only(layer, input_gradient):
+    """The result has the bytes of the dense layer's; ids and gradients are those of the reused one."""
+    y, *_ = check(layer, input_gradient, backward_only=True)
+    tensors, x = sample_tensors(layer), sample_input(layer.geometry, len(y), seed=5)
+    np.testing.assert_array_equal(y, run_dense(layer, tensors, x))
+
+
+def test_backward_only_is_for_training():
+    g = GEOMETRIES["3x3"]
+    image, weight = tensor_type([2, g.H, g.W, g.C]), tensor_type([g.KH, g.KW, g.C, g.M])
+    x, w, bias = (relax.Var(n, t) for n, t in (("x", image), ("w", weight), ("b", tensor_type([g.M]))))
+    tensors = sample_tensors(Layer(g, PIXEL, Activation()))
+    with pytest.raises(ValueError, match="for training"):
+        ops.with_reuse(
+            ops.conv2d(x, w, bias, name="layer", strides=g.strides, padding=g.padding, dilation=g.dilation),
+            PIXEL,
+            tensors.planes,
+            tensors.thresholds,
+            backward_only=True,
+        )

@@ -53,6 +53,18 @@ def test_history():
     assert history.time_to(0.5) == pytest.approx(7.0) and history.time_to(0.9) is None
 
 
+def test_clusters_that_persist():
+    told = list(events())
+    assert "taken over" not in render_training_report(gather(told))
+    for event in told:
+        if event["event"] == "step" and "conv2" in event["layers"]:
+            event["layers"]["conv2"]["streamed"] = 0.9
+    history = gather(told)
+    assert history.stages[1].share_streamed("conv2") == pytest.approx(0.9)
+    page = render_training_report(history)
+    assert "Clusters taken over from earlier batches" in page and "90 % of clusters taken over" in page
+
+
 def test_page_tells_the_run():
     page = render_training_report(gather(events()))
     for words in (
@@ -92,10 +104,11 @@ def test_curves_lie_in_the_plot_and_are_thinned():
 
 
 def test_live_note():
-    note = live_note(1.2345, 0.5, 1234.5, {"conv1": None, "conv2": COARSE}, {"conv2": 0.0131})
+    note = live_note(1.2345, 0.5, 1234.5, {"conv1": None, "conv2": COARSE}, {"conv2": 0.0131}, {})
     assert note == "loss 1.234, accuracy 50.0 %, 1234 images/s, conv2 L=16 H=8 r_c 1.31 %"
     many = {f"c{index}": COARSE for index in range(MOST_LAYERS + 2)}
-    assert "2 more, mean r_c 2 %" in live_note(1, 1, 1, many, dict.fromkeys(many, 0.02))
+    assert "2 more, mean r_c 2 %" in live_note(1, 1, 1, many, dict.fromkeys(many, 0.02), {})
+    assert "c0 L=16 H=8 r_c 2 %, 97 % taken over" in live_note(1, 1, 1, many, {"c0": 0.02}, {"c0": 0.97})
     assert stage_text({"a": None}) == "all layers dense"
     smoothed = Smoothed(0.5)
     assert [smoothed.add(1.0), smoothed.add(4.0)] == pytest.approx([1.0, 3.0])

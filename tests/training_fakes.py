@@ -68,6 +68,7 @@ class Result:
     loss: float
     correct: int
     clusters: dict[str, tuple[int, int]]
+    streamed: dict[str, int] = field(default_factory=dict)
 
 
 def softmax(state: State, x: np.ndarray) -> np.ndarray:

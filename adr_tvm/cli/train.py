@@ -13,9 +13,18 @@ from dataclasses import fields
 from adr_tvm import __version__
 from adr_tvm.cli.common import Parser, add_verbosity, run_cli
 from adr_tvm.settings import GRANULARITIES, SCOPES
+from adr_tvm.stream_table import DEFAULT_SLOTS
 from adr_tvm.train.controller import STRATEGIES
 from adr_tvm.train.networks import NETWORKS
-from adr_tvm.train.options import DEFAULT_FIXED, DEFAULT_LR, HASHES, LR_SCHEDULES, OPTIMIZERS, TrainOptions
+from adr_tvm.train.options import (
+    DEFAULT_FIXED,
+    DEFAULT_LR,
+    HASHES,
+    LR_SCHEDULES,
+    OPTIMIZERS,
+    PLANE_MODES,
+    TrainOptions,
+)
 from adr_tvm.train.stage import INPUT_GRADIENTS
 
 DESCRIPTION = """\
@@ -47,8 +56,16 @@ examples:
   adr-train net.onnx --data images/ --reuse fixed --stages 16x10:straight-through
   adr-train cifarnet --data cifar10.tgz --reuse adaptive --stages 16x8,8x12,dense
 
+  adr-train --init net.onnx --plan net-adr/plan.json --data images/ --lr 0.005
+      fine-tune: layers reuse in every step as they will when compiled, so a plan
+      too lossy for the network becomes usable; then
+      adr-compile net-run/model.onnx --plan net-run/plan.json
+  adr-train --init net.onnx --max-drop 0.2 --data images/ --lr 0.005
+      the same under a plan found first, which may lose 20 % until then
+
 The run's folder gets last.safetensors and best.safetensors (checkpoints),
-metrics.jsonl, report.html and, at the end, model.onnx, which adr-compile takes.
+metrics.jsonl, report.html and, at the end, model.onnx, which adr-compile takes;
+after fine-tuning plan.json and planes.npz for it.
 
 exit codes:
   0 done                                     4 the loss became NaN; the last good
@@ -66,17 +83,43 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("network", metavar="NETWORK", help="a name (see below), or an ONNX file: images to logits")
+    parser.add_argument(
+        "network",
+        metavar="NETWORK",
+        nargs="?",
+        help="a name (see below), or an ONNX file: images to logits; may be left out with --init",
+    )
     parser.add_argument("--data", metavar="PATH", required=True, help="training data, see below")
     parser.add_argument("-o", "--out", metavar="DIR", help="folder of the run (default: NETWORK-run)")
     parser.add_argument("--resume", action="store_true", default=None, help="go on from the folder's last checkpoint")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     add_verbosity(parser)
+    _add_fine_tuning_options(parser.add_argument_group("starting from a trained network"))
     _add_training_options(parser.add_argument_group("training"))
     _add_reuse_options(parser.add_argument_group("reuse"))
     _add_controller_options(parser.add_argument_group("when a stage ends"))
     _add_run_options(parser.add_argument_group("the run"))
     return parser
+
+
+def _add_fine_tuning_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--init", metavar="MODEL.onnx", help="start with its weights (default: the network's own)")
+    group.add_argument(
+        "--plan",
+        metavar="FILE",
+        help="fine-tune: layers reuse as this plan.json of adr-compile says; accuracy is with it",
+    )
+    group.add_argument(
+        "--max-drop",
+        metavar="X",
+        type=float,
+        help="fine-tune under a plan found first, which may lose this share of accuracy before fine-tuning",
+    )
+    group.add_argument(
+        "--hash-planes",
+        metavar="|".join(PLANE_MODES),
+        help="of a plan: keep them, fit them anew or refine them every --refresh-planes steps (default: learned)",
+    )
 
 
 def _add_training_options(group: argparse._ArgumentGroup) -> None:
@@ -112,7 +155,7 @@ def _add_reuse_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--stages",
         metavar="LxH,...",
-        help="the stages, coarsest first, as 16x8,segment/10x10,8x12:straight-through,dense: length of vectors, hash "
+        help="the stages, coarsest first, as 16x8,segment/10x10,8x12:backward-only,dense: length of vectors, hash "
         f"bits, input gradient (default: by predicted cost; with fixed {DEFAULT_FIXED})",
     )
     group.add_argument("--granularity", metavar="|".join(GRANULARITIES), help="what a vector is (default: pixel)")
@@ -127,6 +170,12 @@ def _add_reuse_options(group: argparse._ArgumentGroup) -> None:
         "--finish", metavar="reuse|dense", help="a dense stage after the finest, or none (default: reuse)"
     )
     group.add_argument("--refresh-planes", metavar="N", type=int, help="steps between fits of planes (default: 100)")
+    group.add_argument(
+        "--stream-slots",
+        metavar="N",
+        type=int,
+        help=f"centroids of a segment that adaptive+stream keeps, the last used ones (default: {DEFAULT_SLOTS})",
+    )
     group.add_argument(
         "--measure",
         action=argparse.BooleanOptionalAction,
@@ -194,13 +243,19 @@ def run(arguments: argparse.Namespace) -> None:
     result = train_model(arguments.network, arguments.data, arguments.out, options)
     trained = result.trained
     accuracy = f"test accuracy {percent(trained.accuracy)} (best {percent(trained.best_accuracy)})"
+    if options.fine_tuning:
+        accuracy = (
+            f"test accuracy with reuse {percent(trained.accuracy)} (before {percent(trained.before.get('reuse'))}, "
+            f"best {percent(trained.best_accuracy)}), dense {percent(trained.dense_accuracy)}"
+        )
     print(
         f"{result.network}: {accuracy} after {trained.steps} steps, {significant(trained.images_per_second)} images/s"
     )
     print(f"last stage: {stage_text(trained.stage)}")
     seconds = ", ".join(f"{phase} {significant(value)} s" for phase, value in trained.seconds.items())
     print(f"time: {seconds}")
-    print(f"wrote {result.folder}: model.onnx, report.html, metrics.jsonl, checkpoints")
+    plan = "plan.json, planes.npz, " if options.fine_tuning else ""
+    print(f"wrote {result.folder}: model.onnx, {plan}report.html, metrics.jsonl, checkpoints")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,6 +8,9 @@ For y = activation(conv(x, w) + bias [+ residual]) and dz the gradient of what t
 - ``relax.adr.conv2d_input_grad(dz, w)``: dX, the transpose of the same linear map. Attributes strides, padding,
   dilation, input = [H, W], groups; dz [B, OH, OW, M], w [KH, KW, C / groups, M], dX [B, H, W, C].
 
+- ``relax.adr.epilogue_weight_grad(x, y, dy) -> (dw, dbias)``: the weight gradient with the epilogue's
+  (``gradients/epilogue.py``), for a layer whose dz nothing else reads. Attributes of both.
+
 A dense layer is a 1x1 convolution: dW = X^T dZ, dX = dZ W^T. All float32, channels last, of static shapes.
 """
 
@@ -24,6 +27,7 @@ from adr_tvm.geometry import ConvGeometry
 from adr_tvm.gradients import epilogue
 
 WEIGHT_GRAD, INPUT_GRAD = "relax.adr.conv2d_weight_grad", "relax.adr.conv2d_input_grad"
+EPILOGUE_WEIGHT_GRAD = "relax.adr.epilogue_weight_grad"
 
 
 def conv2d_weight_grad(
@@ -41,6 +45,18 @@ def conv2d_weight_grad(
         kernel=list(kernel), strides=list(strides), padding=list(padding), dilation=list(dilation), groups=groups
     )
     return relax.Call(tvm.ir.Op.get(WEIGHT_GRAD), [x, dz], attrs)
+
+
+def epilogue_weight_grad(x: relax.Expr, epilogue_call: relax.Call, weight_call: relax.Call) -> relax.Call:
+    """A call of ``adr.epilogue_weight_grad`` in place of two others, of which the second reads the first's dz.
+
+    Args:
+        x: what the layer sees.
+        epilogue_call: of ``adr.epilogue_grad``.
+        weight_call: of ``adr.conv2d_weight_grad``.
+    """
+    attrs = ops.attributes(weight_call) | ops.activation_attrs(ops.activation_of(epilogue_call))
+    return relax.Call(tvm.ir.Op.get(EPILOGUE_WEIGHT_GRAD), [x, *epilogue_call.args], dict_attrs(**attrs))
 
 
 def conv2d_input_grad(
@@ -66,12 +82,12 @@ def gradient_geometry(call: relax.Call) -> tuple[int, ConvGeometry, int]:
     Raises:
         ValueError: a shape is symbolic, or the shapes do not fit each other.
     """
-    first, second = (static_shape(arg) for arg in call.args)
+    first, second = (static_shape(arg) for arg in (call.args[0], call.args[-1]))
     if None in (*first, *second):
         raise ValueError(f"{call.op.name} of {call.args[0].ty} and {call.args[1].ty}: gradients need static shapes")
     ints: dict[str, Any] = {k: tuple(int(v) for v in call.attrs[k]) for k in ("strides", "padding", "dilation")}
     groups = int(call.attrs["groups"])
-    if call.op.name == WEIGHT_GRAD:
+    if call.op.name != INPUT_GRAD:
         (KH, KW), (_, H, W, C), dz = (int(v) for v in call.attrs["kernel"]), first, second
         C //= groups
     else:
@@ -86,18 +102,25 @@ def gradient_geometry(call: relax.Call) -> tuple[int, ConvGeometry, int]:
 
 def _infer(call: relax.Call) -> relax.Type:
     batch, g, groups = gradient_geometry(call)
+    weight = tensor_type([g.KH, g.KW, g.C, g.M * groups])
     if call.op.name == WEIGHT_GRAD:
-        return tensor_type([g.KH, g.KW, g.C, g.M * groups])
+        return weight
+    if call.op.name == EPILOGUE_WEIGHT_GRAD:
+        return relax.TupleType([weight, tensor_type([g.M * groups])])
     return tensor_type([batch, g.H, g.W, g.C * groups])
 
 
 def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    from adr_tvm.passes.lowering_conv_gradients import lower_input_grad, lower_weight_grad
+    from adr_tvm.passes.lowering_conv_gradients import lower_epilogue_weight_grad, lower_input_grad, lower_weight_grad
 
     batch, geometry, groups = gradient_geometry(call)
     target = tvm.target.Target.current(allow_none=True) or cpu_target()
-    lower = lower_weight_grad if call.op.name == WEIGHT_GRAD else lower_input_grad
-    return lower(bb, call, batch, geometry, groups, target)
+    lower = {
+        WEIGHT_GRAD: lower_weight_grad,
+        EPILOGUE_WEIGHT_GRAD: lower_epilogue_weight_grad,
+        INPUT_GRAD: lower_input_grad,
+    }
+    return lower[call.op.name](bb, call, batch, geometry, groups, target)
 
 
 def _conv2d_gradient(_var: relax.Var, call: relax.Call, dy: relax.Expr, bb: relax.BlockBuilder) -> list[relax.Expr]:
@@ -142,6 +165,7 @@ def register() -> None:
     """Register the operators and the gradients that use them; once per process, later calls change nothing."""
     epilogue.register()
     ops.register_operator(WEIGHT_GRAD, ("data", "output_gradient"), _infer, _legalize)
+    ops.register_operator(EPILOGUE_WEIGHT_GRAD, ("data", "output", "output_gradient"), _infer, _legalize)
     ops.register_operator(INPUT_GRAD, ("output_gradient", "weight"), _infer, _legalize)
     for name in (ops.CONV2D, ops.CONV2D_ADD, ops.GROUPED_CONV2D):
         _register_gradient(name, _conv2d_gradient)

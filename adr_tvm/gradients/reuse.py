@@ -8,7 +8,9 @@ Attributes: those of the setting, strides, padding, dilation, input = [H, W, C] 
 a 1x1 convolution. Ning, Guan, Shen, "Adaptive Deep Reuse" (ICDE 2019), on backward propagation.
 
 x gets its gradient as the attribute ``input_gradient`` of the forward call says: ``averaged`` over the members of a
-cluster, the exact derivative, or ``straight-through``, dX = dZ W^T, as if the layer were dense.
+cluster, the exact derivative; ``straight-through``, dX = dZ W^T, as if the layer were dense; or ``sampled``, that of
+the first b = ceil(B / 4) images alone, times B / b: batches are drawn at random, so its mean is the straight-through
+one.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from adr_tvm.gradients import conv2d, epilogue
 from adr_tvm.settings import ReuseSetting
 
 WEIGHT_GRAD, GRAD = "relax.adr.reuse_weight_grad", "relax.adr.reuse_grad"
+SAMPLED_ONE_IN = 4  # images
 
 
 def reuse_grad(
@@ -76,10 +79,10 @@ def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
 
 
 def _gradient(var: relax.Var, call: relax.Call, out_gradients: relax.Expr, bb: relax.BlockBuilder) -> list[relax.Expr]:
-    """Gradients of x, w and bias; planes and thresholds get none."""
+    """Gradients of x, w and bias; planes, thresholds and a table of centroids, which are constants, get none."""
     if not ops.is_training(call):
         raise ValueError(f"{ops.layer_name(call)}: has a gradient only with training=True")
-    x, w, _, planes, thresholds = call.args
+    x, w, _, planes, thresholds, *stream = call.args
     activation, g, setting = ops.activation_of(call), ops.geometry_of(call), ops.setting_of(call)
     y, dy = (bb.emit(relax.TupleGetItem(v, 0)) for v in (var, out_gradients))
     ids, centroids = (bb.emit(relax.TupleGetItem(var, i)) for i in (2, 3))
@@ -93,10 +96,26 @@ def _gradient(var: relax.Var, call: relax.Call, out_gradients: relax.Expr, bb: r
         dw, dx = (bb.emit(relax.TupleGetItem(both, i)) for i in (0, 1))
     else:
         dw = bb.emit(reuse_grad(dz, None, ids, centroids, g, setting))
-        shape: dict[str, Any] = {"strides": g.strides, "padding": g.padding, "dilation": g.dilation}
-        dx = bb.emit(conv2d.conv2d_input_grad(dz, four, input=(g.H, g.W), **shape))
+        images = batch if str(call.attrs["input_gradient"]) == "straight-through" else -(-batch // SAMPLED_ONE_IN)
+        dx = _dense_input_gradient(bb, dz, four, g, images)
     dx, dw = _reshaped(bb, dx, static_shape(x)), _reshaped(bb, dw, static_shape(w))
-    return [dx, dw, dbias, *(bb.emit(relax.op.zeros_like(t)) for t in (planes, thresholds))]
+    none = [relax.op.grad.no_grad(t) for t in stream]
+    return [dx, dw, dbias, *(bb.emit(relax.op.zeros_like(t)) for t in (planes, thresholds)), *none]
+
+
+def _dense_input_gradient(
+    bb: relax.BlockBuilder, dz: relax.Expr, w: relax.Expr, g: ConvGeometry, images: int
+) -> relax.Expr:
+    """dZ W^T of the first images times batch / images, 0 for the others."""
+    shape: dict[str, Any] = {"strides": g.strides, "padding": g.padding, "dilation": g.dilation}
+    batch = static_shape(dz)[0]
+    if images == batch:
+        return bb.emit(conv2d.conv2d_input_grad(dz, w, input=(g.H, g.W), **shape))
+    scaled = bb.emit(relax.op.multiply(w, relax.const(batch / images, "float32")))
+    first = bb.emit(relax.op.strided_slice(dz, axes=[0], begin=[0], end=[images]))
+    found = bb.emit(conv2d.conv2d_input_grad(first, scaled, input=(g.H, g.W), **shape))
+    rest = bb.emit(relax.op.zeros(relax.ShapeExpr([batch - images, g.H, g.W, g.C]), "float32"))
+    return bb.emit(relax.op.concat([found, rest], axis=0))
 
 
 def _reshaped(bb: relax.BlockBuilder, tensor: relax.Expr, shape: Any) -> relax.Expr:

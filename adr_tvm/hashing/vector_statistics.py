@@ -115,12 +115,12 @@ class VectorStatistics:
         shift = centre - self.mean[s]
         if self.scatter is not None:
             offsets = block - centre
-            self.scatter[s] += _gram(offsets) + np.outer(shift, shift) * (n * m / (n + m))
+            self.scatter[s] += gram(offsets) + np.outer(shift, shift) * (n * m / (n + m))
         self.mean[s] += shift * (m / (n + m))
         self.count[s] = n + m
 
 
-def _gram(rows: np.ndarray) -> np.ndarray:
+def gram(rows: np.ndarray) -> np.ndarray:
     """rows^T rows [L, L] of rows [n, L].
 
     Small L goes to BLAS in runs too small for it to start threads: on a busy machine that took 144 ms in

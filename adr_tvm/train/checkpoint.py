@@ -1,8 +1,8 @@
 """Checkpoints: everything that a run needs to go on to the same curve, in one safetensors file. Never pickle.
 
-The tensors are the state's arrays by path (parameters, optimizer, running statistics, hash planes). The metadata hold
-one entry, ``adr_tvm``: JSON of ``Progress``, with the SHA-256 of the tensors. A file is written beside its goal,
-flushed to the disk and renamed: whenever the process ends, the last whole checkpoint is there.
+The tensors are the state's arrays by path (parameters, optimizer, running statistics, hash planes, kept centroids).
+The metadata hold one entry, ``adr_tvm``: JSON of ``Progress``, with the SHA-256 of the tensors. A file is written
+beside its goal, flushed to the disk and renamed: whenever the process ends, the last whole checkpoint is there.
 
 safetensors: 8 bytes length of the header, the header (JSON: dtype, shape and place of each tensor), the data. It is
 written here tensor by tensor, since the library's writer copies all of them first, and read by the library.
@@ -40,6 +40,8 @@ class Progress:
         controller: of the stages; holds what was measured.
         log_bytes: length of the metrics log.
         accuracy, best_accuracy: on the test part, after the last epoch and at its best.
+        before: accuracies on it before the first step of fine-tuning, with the plan (``reuse``) and ``dense``.
+        dense_accuracy: after the last epoch of fine-tuning, without reuse.
         loss_sum, correct, busy: of the current epoch: sum of losses, right answers, seconds of steps.
         seconds: spent so far, by phase.
     """
@@ -52,6 +54,8 @@ class Progress:
     log_bytes: int = 0
     accuracy: float | None = None
     best_accuracy: float | None = None
+    before: dict[str, float] = field(default_factory=dict)
+    dense_accuracy: float | None = None
     loss_sum: float = 0.0
     correct: int = 0
     busy: float = 0.0

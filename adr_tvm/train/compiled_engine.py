@@ -83,7 +83,7 @@ class CompiledEngine:
         """Time a training step of each layer alone, dense and as in ``stage``, on what it sees on a batch."""
         reusing = {layer: reuse for layer, reuse in _reusing(stage).items() if layer in layers}
         inputs = self._observer().inputs(state, x)
-        calls = {ops.layer_name(call): call for call in self._calls()}
+        calls = {ops.layer_name(call): call for call in self.layer_calls()}
         first = next(iter(calls))
         found = {}
         for layer, reuse in reusing.items():
@@ -109,12 +109,17 @@ class CompiledEngine:
         parameters = {name: tensor.numpy() for name, tensor in state.parameters.items()}
         return self.network.to_onnx(parameters, state.statistics)
 
+    def layer_inputs(self, state: TrainingState, x: np.ndarray) -> dict[str, np.ndarray]:
+        """What each layer that may reuse sees of a batch x float32 [batch, C, H, W]: float32 [batch, H, W, C]."""
+        return self._observer().inputs(state, x)
+
     def _observer(self) -> PlaneFitter:
         if self._fitter is None:
             self._fitter = PlaneFitter(self.network, list(self.candidates), self.batch)
         return self._fitter
 
-    def _calls(self) -> list[tvm.relax.Call]:
+    def layer_calls(self) -> list[tvm.relax.Call]:
+        """The dense calls of all convolutions and dense layers, in network order."""
         func = self.network.mod["main"]
         bound = (b.value for block in func.body.blocks for b in block.bindings)
         return [v for v in bound if getattr(getattr(v, "op", None), "name", None) in (ops.CONV2D, ops.DENSE)]

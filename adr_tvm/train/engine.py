@@ -12,7 +12,7 @@ import numpy as np
 
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.train.controller import LayerTimes
-from adr_tvm.train.stage import Stage
+from adr_tvm.train.stage import LayerReuse, Stage
 
 if TYPE_CHECKING:
     import onnx
@@ -35,7 +35,8 @@ class State(Protocol):
 
 
 class StepResult(Protocol):
-    """What a step found out: mean loss before the update, right answers, {layer: (clusters, vectors)}."""
+    """What a step found out: mean loss before the update, right answers, {layer: (clusters, vectors)}, and of these
+    clusters those taken over from earlier batches, where clusters persist."""
 
     @property
     def loss(self) -> float: ...
@@ -43,6 +44,8 @@ class StepResult(Protocol):
     def correct(self) -> int: ...
     @property
     def clusters(self) -> Mapping[str, tuple[int, int]]: ...
+    @property
+    def streamed(self) -> Mapping[str, int]: ...
 
 
 class Step(Protocol):
@@ -104,4 +107,18 @@ class Engine(Protocol):
 
     def export(self, state: Any) -> onnx.ModelProto:
         """The network with trained weights."""
+        ...
+
+
+class PlannedEngine(Engine, Protocol):
+    """A network that is trained under a reuse plan; ``evaluator`` is the network with the plan.
+
+    Attributes:
+        stage: what every layer does.
+    """
+
+    stage: dict[str, LayerReuse | None]
+
+    def dense_evaluator(self, batch: int) -> Evaluator:
+        """The network as it infers without reuse."""
         ...

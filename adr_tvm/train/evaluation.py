@@ -9,28 +9,45 @@ from tvm import relax
 from adr_tvm.build import build_module
 from adr_tvm.passes import pipeline
 from adr_tvm.train.network import TrainingNetwork
+from adr_tvm.train.stage import LayerReuse, Stage
 from adr_tvm.train.state import TrainingState, tensor_of
+from adr_tvm.train.step import hash_tables
 
 
 class Evaluator:
-    """The network as it infers, without reuse, for any number of images.
+    """The network as it infers, for any number of images.
 
     Args:
         network: what is trained.
         batch: images of a call where the network's file leaves it free.
+        stage: the layers that reuse, in any setting that inference has; None: all dense. A last batch that is smaller
+            is a unit of its own where the scope is the batch, as in the compiled network; where the file fixes the
+            batch, it is filled by repeating its images.
     """
 
-    def __init__(self, network: TrainingNetwork, batch: int) -> None:
-        mod = pipeline.run(pipeline.evaluate(), network.with_batch(batch), network.target)
-        self.batch = batch
+    def __init__(self, network: TrainingNetwork, batch: int, stage: Stage | None = None) -> None:
+        self.batch, self.network = batch, network
+        self.stage: dict[str, LayerReuse] = {
+            layer: reuse for layer in network.candidates if (reuse := (stage or {}).get(layer)) is not None
+        }
+        self._whole = not self.stage or network.fixed_batch
+        mod = network.with_batch(batch) if self._whole else network.mod
+        mod = pipeline.run(pipeline.evaluate(self.stage), mod, network.target)
         self._main = relax.VirtualMachine(build_module(mod, network.target), tvm.cpu())["main"]
 
     def logits(self, state: TrainingState, x: np.ndarray) -> np.ndarray:
-        """Logits float32 [n, classes] of a batch or less, x float32 [n, ...]; a smaller batch is padded."""
-        whole = np.zeros((self.batch, *x.shape[1:]), np.float32)
-        whole[: len(x)] = x
+        """Logits float32 [n, classes] of a batch or less, x float32 [n, ...]."""
+        filling = self._whole and len(x) < self.batch
+        given = np.resize(x, (self.batch, *x.shape[1:])) if filling else x
         statistics = [tensor_of(part) for both in state.statistics.values() for part in both]
-        return self._main(tensor_of(whole), *state.parameters.values(), *statistics).numpy()[: len(x)]
+        geometries = self.network.candidates
+        tables = [
+            tensor_of(part)
+            for layer, reuse in self.stage.items()
+            for part in hash_tables(state, layer, geometries[layer], reuse.setting)
+        ]
+        found = self._main(tensor_of(given), *state.parameters.values(), *tables, *statistics)
+        return found.numpy()[: len(x)]
 
     def run(self, state: TrainingState, x: np.ndarray, labels: np.ndarray) -> tuple[float, int]:
         """Sum of the cross entropies and number of right answers of a batch or less.

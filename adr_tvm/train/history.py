@@ -17,6 +17,7 @@ class StageRecord:
         layers: reuse of each layer as JSON; None is dense.
         losses, seconds: of its steps.
         ratios: r_c of each reusing layer, step by step.
+        streamed: share of its clusters that were taken over from earlier batches, likewise, where they persist.
     """
 
     start: int
@@ -25,6 +26,7 @@ class StageRecord:
     losses: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     ratios: dict[str, list[float]] = field(default_factory=dict)
+    streamed: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def step_seconds(self) -> float | None:
@@ -39,8 +41,15 @@ class StageRecord:
 
     def ratio(self, layer: str) -> float | None:
         """Mean r_c of a layer."""
-        found = self.ratios.get(layer)
-        return sum(found) / len(found) if found else None
+        return _mean(self.ratios.get(layer))
+
+    def share_streamed(self, layer: str) -> float | None:
+        """Mean share of a layer's clusters that were taken over; None where they do not persist."""
+        return _mean(self.streamed.get(layer))
+
+
+def _mean(values: list[float] | None) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 @dataclass
@@ -52,6 +61,11 @@ class History:
     steps: list[dict[str, Any]] = field(default_factory=list)
     epochs: list[dict[str, Any]] = field(default_factory=list)
     measured: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+
+    @property
+    def tuned(self) -> bool:
+        """Whether the run fine-tunes under a plan: its accuracies are with reuse."""
+        return "before" in self.start
 
     @property
     def last_step(self) -> int:
@@ -91,4 +105,6 @@ def gather(events: Iterable[dict[str, Any]]) -> History:
             stage.seconds.append(event["seconds"])
             for layer, now in event["layers"].items():
                 stage.ratios.setdefault(layer, []).append(now["r_c"])
+                if "streamed" in now:
+                    stage.streamed.setdefault(layer, []).append(now["streamed"])
     return history

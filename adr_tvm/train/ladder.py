@@ -37,7 +37,7 @@ def grid(base: LayerReuse, lengths: Sequence[int], bits: Sequence[int], gradient
     """All combinations; what they do not name is as in ``base``."""
     s = base.setting
     return [
-        LayerReuse(ReuseSetting(s.granularity, L, H, s.hash, s.scope), gradient, base.stream)
+        LayerReuse(ReuseSetting(s.granularity, L, H, s.hash, s.scope), gradient, base.stream, base.slots)
         for L in lengths
         for H in bits
         for gradient in gradients
@@ -68,6 +68,8 @@ def _finer(new: LayerReuse | None, old: LayerReuse | None) -> bool:
     if new is None or old is None:
         return new is None
     rank = INPUT_GRADIENTS.index
+    if new.backward_only != old.backward_only:
+        return new.backward_only
     return (
         new.setting.L <= old.setting.L
         and new.setting.H >= old.setting.H

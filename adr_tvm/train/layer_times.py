@@ -16,7 +16,9 @@ from tvm import relax
 
 from adr_tvm import ops
 from adr_tvm.build import build_module
+from adr_tvm.geometry import ConvGeometry
 from adr_tvm.gradients import register_all
+from adr_tvm.stream_table import StreamTable
 from adr_tvm.train.controller import LayerTimes
 from adr_tvm.train.stage import LayerReuse
 from adr_tvm.train.state import tensor_of
@@ -25,7 +27,7 @@ TURNS = 7
 
 
 def gradient_module(call: relax.Call, reuse: LayerReuse | None, batch: int, input_gradient: bool) -> tvm.IRModule:
-    """``main(x, w, bias, dy[, planes, thresholds]) -> (y, dw, dbias[, dx])`` of one layer.
+    """``main(x, w, bias, dy[, planes, thresholds[, table and step]]) -> (y, dw, dbias[, dx])`` of one layer.
 
     Args:
         call: the dense call of ``adr.conv2d`` or ``adr.dense``.
@@ -46,8 +48,18 @@ def gradient_module(call: relax.Call, reuse: LayerReuse | None, batch: int, inpu
         planes = relax.Var("planes", relax.TensorType([S, L, H], "float32"))
         thresholds = relax.Var("thresholds", relax.TensorType([S, H], "float32"))
         parameters += [planes, thresholds]
+        kept = _stream(geometry, reuse).items()
+        stream = [relax.Var(name, relax.TensorType(list(dims), dtype)) for name, (dims, dtype) in kept]
+        parameters += stream
         forward = ops.with_reuse(
-            forward, reuse.setting, planes, thresholds, training=True, input_gradient=reuse.input_gradient
+            forward,
+            reuse.setting,
+            planes,
+            thresholds,
+            training=True,
+            input_gradient=reuse.input_gradient,
+            backward_only=reuse.backward_only,
+            stream=stream,
         )
     builder = relax.BlockBuilder()
     with builder.function("main", parameters):
@@ -63,6 +75,13 @@ def gradient_module(call: relax.Call, reuse: LayerReuse | None, batch: int, inpu
             returned = builder.emit_output(relax.Tuple([y, *[builder.emit(g) for g in wanted]]))
         builder.emit_func_output(returned)
     return relax.transform.DeadCodeElimination()(builder.get())
+
+
+def _stream(geometry: ConvGeometry, reuse: LayerReuse) -> dict[str, tuple[tuple[int, ...], str]]:
+    """(shape, dtype) of the table of centroids and of the number of the step, where clusters persist."""
+    if not reuse.stream:
+        return {}
+    return StreamTable.of(geometry, reuse.setting, reuse.slots).parts | {"now": ((1,), "int32")}
 
 
 def time_layer(
@@ -90,7 +109,10 @@ def time_layer(
         return tensor_of(rng.standard_normal(dims if first is None else [first, *dims]).astype(np.float32))
 
     data = [tensor_of(x.reshape(shape)), noise(call.args[1].ty), noise(call.args[2].ty), noise(call.ty, len(x))]
-    tables = [tensor_of(part) for part in planes]
+    table = {name: np.zeros(*each) for name, each in _stream(ops.geometry_of(call), reuse).items()}
+    if table:
+        table["now"][:] = 1  # the first turn fills the table, those that count find all clusters in it
+    tables = [tensor_of(part) for part in (*planes, *table.values())]
     runs: list[Callable[[], object]] = []
     for each, arguments in ((None, data), (reuse, [*data, *tables])):
         library = build_module(gradient_module(call, each, len(x), input_gradient), target)

@@ -7,8 +7,8 @@ Of n steps, counted from 0:
 - ``cosine`` (CosineAnnealingLR): peak (1 + cos(pi step / n)) / 2.
 - ``one-cycle`` (OneCycleLR): a half cosine from peak / 25 up to peak at 30 % of the run, and one down to
   peak / 250,000 at its last step. Smith, Topin, "Super-Convergence" (2018).
-- ``stable-decay``: peak, then over the last fifth of the steps a line down to 0 (the "cooldown" of Zhai et al.,
-  "Scaling Vision Transformers", CVPR 2022, section 3.5).
+- ``stable-decay``: peak, then over the last fifth of the steps a line down to 0 (the "cooldown" of Zhai, Kolesnikov,
+  Houlsby, Beyer, "Scaling Vision Transformers", CVPR 2022, section 3.5).
 
 Warm-up goes before (LinearLR): peak (step + 1) / (warmup + 1); the schedule has the steps that are left.
 """

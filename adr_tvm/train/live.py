@@ -10,16 +10,25 @@ from adr_tvm.train.stage import Stage
 MOST_LAYERS = 3
 
 
-def live_note(loss: float, accuracy: float, images_per_second: float, stage: Stage, ratios: Mapping[str, float]) -> str:
+def live_note(
+    loss: float,
+    accuracy: float,
+    images_per_second: float,
+    stage: Stage,
+    ratios: Mapping[str, float],
+    streamed: Mapping[str, float],
+) -> str:
     """``loss 1.23, accuracy 56 %, 890 images/s, conv2 L=16 H=8 r_c 1.3 %``.
 
-    Where many layers reuse, the first few are named, and the mean r_c of all is given.
+    Where many layers reuse, the first few are named, and the mean r_c of all is given. ``streamed`` is the share of
+    clusters taken over from earlier batches, of the layers whose clusters persist: ``, 97 % taken over``.
     """
     words = [f"loss {loss:.3f}", f"accuracy {100 * accuracy:.1f} %", f"{significant(images_per_second)} images/s"]
     reusing = {layer: reuse for layer, reuse in stage.items() if reuse is not None}
     for layer, reuse in list(reusing.items())[:MOST_LAYERS]:
         ratio = f" r_c {percent(ratios[layer])}" if layer in ratios else ""
-        words.append(f"{layer} L={reuse.setting.L} H={reuse.setting.H}{ratio}")
+        taken = f", {percent(streamed[layer])} taken over" if layer in streamed else ""
+        words.append(f"{layer} L={reuse.setting.L} H={reuse.setting.H}{ratio}{taken}")
     if len(reusing) > MOST_LAYERS and ratios:
         words.append(f"{len(reusing) - MOST_LAYERS} more, mean r_c {percent(sum(ratios.values()) / len(ratios))}")
     return ", ".join(words)

@@ -2,11 +2,14 @@
 
 | event | fields |
 |---|---|
-| ``start`` | network, data, options, layers: {name: [{reuse, cost}]}, steps, steps_per_epoch, images |
+| ``start`` | network, data, options, layers: {name: [{reuse, cost}]}, steps, steps_per_epoch, images; of fine-tuning |
+|  | before: {reuse, dense}: test accuracies before the first step |
 | ``stage`` | step (before it), level, layers: {name: reuse or null}, measured: {name: {position: [dense s, reuse s]}} |
 | ``step`` | step and epoch (from 1), loss, accuracy, lr, images_per_second, seconds, layers: {name: {L, H, r_c}} |
-| ``epoch`` | step, epoch, loss, accuracy, test_loss, test_accuracy, images_per_second, seconds: {phase: s so far} |
+| ``epoch`` | step, epoch, loss, accuracy, test_loss, test_accuracy, images_per_second, seconds: {phase: s so far}; |
+|  | of fine-tuning dense_accuracy: without reuse, where test_accuracy is with it |
 
+Layers whose clusters persist also have ``streamed``: the share of clusters whose centroid is that of an earlier batch.
 Lines are whole: a run that goes on from a checkpoint cuts the file where the checkpoint was made.
 """
 

@@ -117,6 +117,11 @@ class TrainingNetwork:
         """The parameters of ``main``, by initializer name."""
         return dict(zip(self.parameters, self.mod["main"].params[1:], strict=True))
 
+    @property
+    def fixed_batch(self) -> bool:
+        """Whether the file fixes the size of a batch."""
+        return isinstance(self.mod["main"].params[0].ty.shape[0], tvm.tirx.IntImm)
+
     def with_batch(self, batch: int) -> tvm.IRModule:
         """The module for batches of one size.
 

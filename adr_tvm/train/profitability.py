@@ -2,9 +2,9 @@
 
 A dense training step of a layer is 3 N K M multiply-adds: forward, weight gradient, input gradient. With reuse:
 
-    forward          hash + b r_c p + g / L + d
+    forward          hash + b r_c p + g / L + d      backward only: 1 + hash + d
     weight gradient         b r_c p + g / L          (cluster sums of dY, then centroids^T times them)
-    input gradient   averaged: b r_c p               straight-through: 1
+    input gradient   averaged: b r_c p               straight-through: 1      sampled: 1 / 4
 
     hash = a H q / M      d = (v / L + e) q / M      p = P / N, q = P / (N KH KW) for `pixel`; p = q = 1 otherwise
 
@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from adr_tvm.geometry import ConvGeometry
-from adr_tvm.train.stage import STRAIGHT_THROUGH, LayerReuse
+from adr_tvm.train.stage import AVERAGED, SAMPLED, STRAIGHT_THROUGH, LayerReuse
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,10 @@ def training_cost(
     L = geometry.vector_length(setting)
     adds = c.gather * geometry.segments(setting) / (geometry.C if pixel else geometry.K)
     products = c.product * ratio * p
-    forward = q * (c.hash * setting.H + c.vector / L + c.entry) / geometry.M + products + adds
+    clustering = q * (c.hash * setting.H + c.vector / L + c.entry) / geometry.M
+    forward = clustering + (1.0 if reuse.backward_only else products + adds)
     backward = products + adds
     if not input_gradient:
         return (forward + backward) / 2
-    return (forward + backward + (1.0 if reuse.input_gradient == STRAIGHT_THROUGH else products)) / 3
+    to_input = {AVERAGED: products, SAMPLED: 1 / 4, STRAIGHT_THROUGH: 1.0}
+    return (forward + backward + to_input[reuse.input_gradient]) / 3

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from adr_tvm.train.options import TrainOptions
 
 if TYPE_CHECKING:
+    from adr_tvm.plan import ReusePlan
     from adr_tvm.train.compiled_engine import CompiledEngine
+    from adr_tvm.train.fine_tuning import TunedEngine
     from adr_tvm.train.optimizers import Optimizer
 
 
@@ -24,6 +26,29 @@ def compiled_engine(path: Path, options: TrainOptions, name: str) -> CompiledEng
 
     target = find_target("cpu").make(None)
     return CompiledEngine(path, optimizer(options), options.batch, target, options.label_smoothing, name, options.seed)
+
+
+def tuned_engine(path: Path, options: TrainOptions, name: str, plan: ReusePlan) -> TunedEngine:
+    """The same, to be trained under a plan.
+
+    Raises:
+        ModelError: as above, or the plan does not fit the network.
+    """
+    from adr_tvm.targets import find_target
+    from adr_tvm.train.fine_tuning import TunedEngine
+
+    return TunedEngine(
+        plan,
+        options.hash_planes,
+        options.input_gradient,
+        path,
+        optimizer(options),
+        options.batch,
+        find_target("cpu").make(),
+        options.label_smoothing,
+        name,
+        options.seed,
+    )
 
 
 def optimizer(options: TrainOptions) -> Optimizer:

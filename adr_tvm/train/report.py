@@ -90,19 +90,27 @@ def render_training_report(history: History) -> str:
 def _lead(history: History) -> str:
     steps, epochs = history.last_step, len(history.epochs)
     text = f"{steps} of {history.start.get('steps', steps)} steps, {epochs} epoch{'' if epochs == 1 else 's'}"
-    return f"{text}, on {history.start.get('data', '')}; reuse: {history.start.get('options', {}).get('reuse', '')}"
+    options = history.start.get("options", {})
+    reuse = f"reuse: {options.get('reuse', '')}"
+    if history.tuned:
+        plan = options.get("plan") or f"found with --max-drop {options.get('max_drop')}"
+        reuse = f"fine-tuned under a plan ({plan}); accuracies are with reuse unless they say dense"
+    return f"{text}, on {history.start.get('data', '')}; {reuse}"
 
 
 def _tiles(history: History) -> list[Tile]:
     tiles = []
+    if history.tuned:
+        before = history.start["before"]
+        detail = f"with reuse; dense {formats.percent(before['dense'])}"
+        tiles.append(Tile("Before fine-tuning", formats.percent(before["reuse"]), detail))
     if history.epochs:
         last = history.epochs[-1]
         best = max(history.epochs, key=lambda each: each["test_accuracy"])
-        tiles.append(
-            Tile(
-                "Test accuracy", formats.percent(last["test_accuracy"]), f"training {formats.percent(last['accuracy'])}"
-            )
-        )
+        detail = f"training {formats.percent(last['accuracy'])}"
+        if history.tuned:
+            detail = f"with reuse; dense {formats.percent(last['dense_accuracy'])}; {detail}"
+        tiles.append(Tile("Test accuracy", formats.percent(last["test_accuracy"]), detail))
         tiles.append(Tile("Best", formats.percent(best["test_accuracy"]), f"epoch {best['epoch']}"))
         goal = math.floor(20 * last["test_accuracy"]) / 20
         if goal > 0 and (seconds := history.time_to(goal)) is not None:
@@ -130,22 +138,29 @@ def _plots(history: History) -> list[Curves]:
     def of(name: str, key: str, colour: int) -> Series:
         return Series(name, steps, [each[key] for each in history.steps], colour)
 
-    def tested(key: str) -> Series:
-        return Series("test", epochs, [each[key] for each in history.epochs], 1, dots=True)
+    def tested(key: str, name: str = "test", colour: int = 1) -> Series:
+        return Series(name, epochs, [each[key] for each in history.epochs], colour, dots=True)
 
-    ratios = [
-        Series(
-            layer,
-            [each["step"] for each in history.steps if layer in each["layers"]],
-            [each["layers"][layer]["r_c"] for each in history.steps if layer in each["layers"]],
-            index % COLOURS,
-        )
-        for index, layer in enumerate(layers)
+    accuracies = [
+        of("training", "accuracy", 0),
+        tested("test_accuracy", "test, with reuse" if history.tuned else "test"),
     ]
+    if history.tuned:
+        accuracies.append(tested("dense_accuracy", "test, dense", 2))
+
+    def by_layer(key: str) -> list[Series]:
+        found = []
+        for index, layer in enumerate(layers):
+            told = [each for each in history.steps if key in each["layers"].get(layer, {})]
+            values = [each["layers"][layer][key] for each in told]
+            found.append(Series(layer, [each["step"] for each in told], values, index % COLOURS))
+        return found
+
     found = [
         curves("Loss", [of("training", "loss", 0), tested("test_loss")], last, marks),
-        curves("Accuracy", [of("training", "accuracy", 0), tested("test_accuracy")], last, marks, top=1.0),
-        curves("Remaining ratio r_c", ratios, last, marks, log=True),
+        curves("Accuracy", accuracies, last, marks, top=1.0),
+        curves("Remaining ratio r_c", by_layer("r_c"), last, marks, log=True),
+        curves("Clusters taken over from earlier batches", by_layer("streamed"), last, marks, top=1.0),
         curves("Images a second", [of("training", "images_per_second", 0)], last, marks),
         curves("Learning rate", [of("training", "lr", 0)], last, marks),
     ]
@@ -177,7 +192,8 @@ def _reuse_words(reuse: dict[str, Any] | None) -> str:
         return "dense"
     setting = reuse["setting"]
     words = f"{setting['granularity']} L={setting['L']} H={setting['H']} {reuse['input_gradient']}"
-    return f"{words} stream" if reuse["stream"] else words
+    words += " stream" if reuse["stream"] else ""
+    return f"{words}, backward only" if reuse["backward_only"] else words
 
 
 def _stage_rows(history: History) -> list[dict[str, Any]]:
@@ -189,7 +205,7 @@ def _stage_rows(history: History) -> list[dict[str, Any]]:
             "step_ms": None if stage.step_seconds is None else 1e3 * stage.step_seconds,
             "loss": stage.last_loss,
             "layers": [
-                (layer, _reuse_words(reuse), stage.ratio(layer))
+                (layer, _reuse_words(reuse), stage.ratio(layer), stage.share_streamed(layer))
                 for layer, reuse in stage.layers.items()
                 if reuse is not None
             ],

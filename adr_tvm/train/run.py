@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from adr_tvm.train.options import TrainOptions
 
 if TYPE_CHECKING:
     from adr_tvm.train.engine import Engine
+    from adr_tvm.train.fine_tuning import TunedEngine
     from adr_tvm.train.trainer import Trained
 
 MODEL_FILE = "model.onnx"
@@ -24,7 +26,8 @@ class TrainResult:
     """What a run made.
 
     Attributes:
-        folder: with ``model.onnx``, ``report.html``, ``metrics.jsonl``, ``last.safetensors``, ``best.safetensors``.
+        folder: with ``model.onnx``, ``report.html``, ``metrics.jsonl``, ``last.safetensors``, ``best.safetensors``;
+            after fine-tuning ``plan.json`` and ``planes.npz`` for the trained network.
         network: its name.
         trained: what it came to.
     """
@@ -40,7 +43,7 @@ def default_output(network: str | Path) -> Path:
 
 
 def train_model(
-    network: str | Path,
+    network: str | Path | None,
     data: str | Path,
     out: str | Path | None = None,
     options: TrainOptions | None = None,
@@ -50,21 +53,25 @@ def train_model(
 
     Args:
         network: one of ``adr_tvm.train.networks`` by name, or an ONNX file: one float32 input [N, C, H, W], one
-            output, logits [N, classes].
+            output, logits [N, classes]; None: ``options.init``.
         data: whatever ``adr_tvm.data.training_data.open_training_data`` takes.
         out: folder of the run; None: ``NETWORK-run``.
         options: the defaults if None.
-        make_engine: makes what trains from file, options and name; None: the compiled network.
+        make_engine: makes what trains from file, options and name; None: the compiled network. Not with a plan.
 
     Raises:
-        ModelError: the network is bad, or has operators without a gradient: all are named.
+        ModelError: the network is bad, or has operators without a gradient: all are named; the plan is of another
+            model, or cannot be trained under.
         DataError: the data are missing, bad or do not fit the network, or a checkpoint is damaged.
-        UsageError: the folder holds another run, or cannot be written.
+        UsageError: the folder holds another run, or cannot be written; neither network nor ``options.init`` is given.
         TrainingDivergedError: the loss became NaN.
         KeyboardInterrupt: after Ctrl-C; a checkpoint was written.
     """
     options = options or TrainOptions()
-    folder = default_output(network) if out is None else Path(out)
+    named = options.init if network is None else network
+    if named is None:
+        raise UsageError("there is no network: give NETWORK or --init MODEL.onnx")
+    folder = default_output(named) if out is None else Path(out)
     _check_folder(folder, options)
     set_threads(options.threads)
 
@@ -72,14 +79,18 @@ def train_model(
     from adr_tvm.jsonfile import write_bytes
     from adr_tvm.train.augmentation import Preparation
     from adr_tvm.train.networks import network_file
-    from adr_tvm.train.recipe import compiled_engine, learning_rate
+    from adr_tvm.train.recipe import compiled_engine, learning_rate, tuned_engine
     from adr_tvm.train.report import write_training_report
+    from adr_tvm.train.starting_plan import starting_plan
     from adr_tvm.train.trainer import Trainer
 
     samples = open_training_data(data)
-    name = Path(network).stem
-    make = make_engine or compiled_engine
-    engine: Engine = make(network_file(network, options.seed, folder), options, name)
+    name, path = Path(named).stem, network_file(network, options.seed, folder, options.init)
+    tuned: TunedEngine | None = None
+    if options.fine_tuning:
+        plan = starting_plan(Path(options.init or path), samples, options, folder)
+        tuned = tuned_engine(path, options, name, plan)
+    engine: Engine = tuned or (make_engine or compiled_engine)(path, options, name)
     channels, height, width = engine.input_shape
     mean, std = (samples.mean, samples.std) if options.mean is None else (options.mean, options.std)
     preparation = Preparation(height, width, mean, std, options.augment, options.padding)
@@ -89,7 +100,7 @@ def train_model(
     def report() -> None:
         write_training_report(folder)
 
-    trainer = Trainer(engine, samples, preparation, options, folder, learning_rate(options), report)
+    trainer = Trainer(engine, samples, preparation, options, folder, learning_rate(options), report, tuned)
     try:
         trained = trainer.run()
     except (KeyboardInterrupt, AdrError):
@@ -100,7 +111,10 @@ def train_model(
     if mean is not None and std is not None:
         for key, values in (("adr_tvm.mean", mean), ("adr_tvm.std", std)):
             model.metadata_props.add(key=key, value=",".join(map(str, values)))
-    write_bytes(folder / MODEL_FILE, model.SerializeToString())
+    content = model.SerializeToString()
+    write_bytes(folder / MODEL_FILE, content)
+    if tuned is not None:
+        tuned.tuned_plan(trainer.state, hashlib.sha256(content).hexdigest()).save(folder)
     get_log().info("wrote %s", folder)
     return TrainResult(folder, engine.name, trained)
 

@@ -64,6 +64,7 @@ class RunLog(MetricsLog):
         """A step was taken, in ``seconds`` with the waiting for its batch."""
         images = len(batch.labels)
         ratios = {layer: found / max(1, vectors) for layer, (found, vectors) in result.clusters.items()}
+        shares = {layer: found / max(1, result.clusters[layer][0]) for layer, found in result.streamed.items()}
         self.write(
             "step",
             step=step,
@@ -74,13 +75,19 @@ class RunLog(MetricsLog):
             images_per_second=round(images / max(1e-9, seconds), 2),
             seconds=round(seconds, 6),
             layers={
-                layer: {"L": reuse.setting.L, "H": reuse.setting.H, "r_c": round(ratios[layer], 6)}
+                layer: {
+                    "L": reuse.setting.L,
+                    "H": reuse.setting.H,
+                    "r_c": round(ratios[layer], 6),
+                    **({"streamed": round(shares[layer], 6)} if layer in shares else {}),
+                }
                 for layer, reuse in stage.items()
                 if reuse is not None and layer in ratios
             },
         )
         loss, accuracy = self._loss.add(result.loss), self._accuracy.add(result.correct / images)
-        bar.advance(1, live_note(loss, accuracy, images / max(1e-9, self._seconds.add(seconds)), stage, ratios))
+        speed = images / max(1e-9, self._seconds.add(seconds))
+        bar.advance(1, live_note(loss, accuracy, speed, stage, ratios, shares))
 
     def epoch(
         self,
@@ -90,8 +97,10 @@ class RunLog(MetricsLog):
         testing: tuple[float, float],
         images_per_second: float,
         seconds: Mapping[str, float],
+        dense: float | None = None,
     ) -> None:
-        """An epoch (from 1) ended; ``training``, ``testing``: mean loss and accuracy; ``seconds`` by phase so far."""
+        """An epoch (from 1) ended; ``training``, ``testing``: mean loss and accuracy; ``seconds`` by phase so far;
+        ``dense``: test accuracy without reuse, where ``testing`` is with it."""
         self.write(
             "epoch",
             step=step,
@@ -102,6 +111,7 @@ class RunLog(MetricsLog):
             test_accuracy=testing[1],
             images_per_second=round(images_per_second, 2),
             seconds=dict(seconds),
+            **({} if dense is None else {"dense_accuracy": dense}),
         )
         get_log().info(
             "epoch %d/%d: loss %.3f, accuracy %s; test loss %.3f, accuracy %s; %s images/s",
@@ -110,6 +120,6 @@ class RunLog(MetricsLog):
             training[0],
             percent(training[1]),
             testing[0],
-            percent(testing[1]),
+            percent(testing[1]) + ("" if dense is None else f" with reuse, {percent(dense)} dense"),
             significant(images_per_second),
         )

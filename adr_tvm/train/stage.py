@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
 from adr_tvm.settings import ReuseSetting
+from adr_tvm.stream_table import DEFAULT_SLOTS, check_streaming
 
-AVERAGED, STRAIGHT_THROUGH = "averaged", "straight-through"
-INPUT_GRADIENTS = (AVERAGED, STRAIGHT_THROUGH)
+AVERAGED, SAMPLED, STRAIGHT_THROUGH = INPUT_GRADIENTS = ("averaged", "sampled", "straight-through")
 """Ways to the gradient of a reusing layer's input, cheapest and coarsest first."""
 
 
@@ -20,18 +20,28 @@ class LayerReuse:
     Attributes:
         setting: what is clustered and how it is hashed.
         input_gradient: ``averaged``: over the members of a cluster, the exact derivative with ids frozen;
-            ``straight-through``: dX = dY W^T, as if the layer were dense.
+            ``straight-through``: dX = dY W^T, as if the layer were dense; ``sampled``: that of a quarter of the images,
+            times 4.
         stream: ids and centroids persist over batches (the papers' cluster reuse).
+        slots: centroids of a segment that persist at most, the last used ones; without ``stream`` it says nothing.
+        backward_only: the forward pass is dense, only the gradients reuse.
+
+    Raises:
+        ValueError: ``input_gradient`` is not known, or the clusters of such a setting cannot persist.
     """
 
     setting: ReuseSetting
     input_gradient: str = AVERAGED
     stream: bool = False
+    slots: int = DEFAULT_SLOTS
+    backward_only: bool = False
 
     def __post_init__(self) -> None:
         if self.input_gradient not in INPUT_GRADIENTS:
             allowed = ", ".join(INPUT_GRADIENTS)
             raise ValueError(f"input_gradient is {self.input_gradient!r}, expected one of {allowed}")
+        if self.stream:
+            check_streaming(self.setting, self.slots)
 
     def with_bits(self, H: int) -> LayerReuse:
         """The same with another number of hash bits."""
@@ -58,7 +68,8 @@ def reuse_text(reuse: LayerReuse | None) -> str:
     setting = reuse.setting
     length = "" if setting.granularity == "row" else f" L={setting.L}"
     words = f"{setting.granularity}{length} H={setting.H} {reuse.input_gradient}"
-    return f"{words} stream" if reuse.stream else words
+    words += " stream" if reuse.stream else ""
+    return f"{words}, backward only" if reuse.backward_only else words
 
 
 def stage_text(stage: Stage) -> str:

@@ -1,4 +1,4 @@
-"""What changes during training: parameters, the optimizer's state, running statistics, hash planes.
+"""What changes during training: parameters, the optimizer's state, running statistics, hash planes, kept centroids.
 
 Everything lies in tensors that compiled steps read and write in place.
 """
@@ -27,6 +27,8 @@ class TrainingState:
         slots: for each parameter its tensors by slot.
         statistics: running mean and variance float32 [C] of each batch norm.
         planes: hash planes of the layers that have reused so far, by layer.
+        streams: parts of the table of centroids of each layer whose clusters persist, by layer; as planes change
+            they are forgotten.
         count: steps taken.
     """
 
@@ -42,11 +44,12 @@ class TrainingState:
         }
         self.statistics = {name: (mean.copy(), variance.copy()) for name, (mean, variance) in statistics.items()}
         self.planes: dict[str, HashPlanes] = {}
+        self.streams: dict[str, dict[str, tvm.runtime.Tensor]] = {}
         self.count = 0
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Copies of everything as arrays, by path: ``parameters/NAME``, ``slots/SLOT/NAME``, ``statistics/mean/NAME``,
-        ``planes/planes/LAYER``, ``count`` ..."""
+        ``planes/planes/LAYER``, ``streams/centroids/LAYER``, ``count`` ..."""
         found = {f"parameters/{name}": tensor.numpy() for name, tensor in self.parameters.items()}
         for name, slots in self.slots.items():
             found |= {f"slots/{slot}/{name}": tensor.numpy() for slot, tensor in slots.items()}
@@ -55,6 +58,8 @@ class TrainingState:
         for layer, planes in self.planes.items():
             for part in ("planes", "thresholds", "mu"):
                 found[f"planes/{part}/{layer}"] = getattr(planes, part).copy()
+        for layer, table in self.streams.items():
+            found |= {f"streams/{part}/{layer}": tensor.numpy() for part, tensor in table.items()}
         return found | {"count": np.array([self.count], np.int64)}
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -64,13 +69,9 @@ class TrainingState:
             DataError: something is missing, or has another shape: it is the state of another network.
         """
         expected = self.arrays()
-        planes: dict[str, dict[str, np.ndarray]] = {}
-        for path, value in arrays.items():
-            if path.startswith("planes/"):
-                _, part, layer = path.split("/", 2)
-                planes.setdefault(layer, {})[part] = value
+        planes, streams = (_by_layer(arrays, kind) for kind in ("planes", "streams"))
         for path, now in expected.items():
-            if path.startswith("planes/"):
+            if path.startswith(("planes/", "streams/")):
                 continue
             given = arrays.get(path)
             if given is None or given.shape != now.shape:
@@ -87,7 +88,20 @@ class TrainingState:
             for name in self.statistics
         }
         self.planes = {layer: HashPlanes(**parts) for layer, parts in planes.items()}
+        self.streams = {
+            layer: {part: tensor_of(value) for part, value in table.items()} for layer, table in streams.items()
+        }
         self.count = int(arrays["count"][0])
+
+
+def _by_layer(arrays: Mapping[str, np.ndarray], kind: str) -> dict[str, dict[str, np.ndarray]]:
+    """The arrays ``KIND/PART/LAYER`` by layer and part."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for path, value in arrays.items():
+        if path.startswith(f"{kind}/"):
+            _, part, layer = path.split("/", 2)
+            found.setdefault(layer, {})[part] = value
+    return found
 
 
 def tensor_of(array: np.ndarray) -> tvm.runtime.Tensor:

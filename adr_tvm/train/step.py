@@ -3,24 +3,27 @@
 The step is compiled for a batch size, an optimizer and a stage, which says for each layer whether and how it reuses.
 Planes, thresholds and the number of hash bits in use are inputs: fewer bits than were compiled are a matter of
 thresholds at +inf (``docs/algorithm.md``, clause 2), so only another granularity or length of vectors needs another
-step.
+step. Centroids that persist over batches lie in the state, in tables that the step changes in place.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import tvm
 from tvm import relax
 
 from adr_tvm.build import build_module
-from adr_tvm.errors import UsageError
+from adr_tvm.geometry import ConvGeometry
 from adr_tvm.gradients import register_all
 from adr_tvm.hashing.planes import HashPlanes
 from adr_tvm.passes import pipeline
 from adr_tvm.passes.append_updates import STEP, Update
+from adr_tvm.passes.reuse_in_training import NOW, hash_shapes, table_name
 from adr_tvm.passes.seed_dropout import SEED
+from adr_tvm.settings import ReuseSetting
+from adr_tvm.stream_table import StreamTable
 from adr_tvm.train.network import TrainingNetwork
 from adr_tvm.train.optimizers import Optimizer
 from adr_tvm.train.stage import LayerReuse, Stage
@@ -35,11 +38,13 @@ class StepResult:
         loss: mean cross entropy of the batch before the update.
         correct: images whose largest logit is that of their label.
         clusters: for each reusing layer, clusters found and neuron vectors, of all segments and units.
+        streamed: of these clusters those whose centroid is that of an earlier batch, where clusters persist.
     """
 
     loss: float
     correct: int
     clusters: dict[str, tuple[int, int]]
+    streamed: dict[str, int] = field(default_factory=dict)
 
 
 class TrainingStep:
@@ -55,7 +60,6 @@ class TrainingStep:
 
     Raises:
         ModelError: the file fixes another batch.
-        UsageError: a layer of the stage is to keep its clusters over batches.
     """
 
     def __init__(
@@ -72,8 +76,11 @@ class TrainingStep:
         self.stage: dict[str, LayerReuse] = {
             layer: reuse for layer in network.candidates if (reuse := stage.get(layer)) is not None
         }
-        if any(reuse.stream for reuse in self.stage.values()):
-            raise UsageError("clusters that persist over batches (adaptive+stream) are not available yet")
+        self._tables = {
+            layer: StreamTable.of(network.candidates[layer], reuse.setting, reuse.slots)
+            for layer, reuse in self.stage.items()
+            if reuse.stream
+        }
         variables = network.variables()
         updates = [
             Update(variables[name].name, optimizer.kernel(int(value.size)), tuple(optimizer.slots))
@@ -104,15 +111,21 @@ class TrainingStep:
             values[variable] = state.parameters[name]
             values |= {f"{variable}_{slot}": state.slots[name][slot] for slot in self._slots}
         for index, (layer, reuse) in enumerate(self.stage.items()):
-            planes = padded(state.planes[layer], reuse.setting.H)
-            values[f"planes{index}"], values[f"thresholds{index}"] = map(tensor_of, planes)
+            tables = hash_tables(state, layer, self.network.candidates[layer], reuse.setting)
+            values[f"planes{index}"], values[f"thresholds{index}"] = map(tensor_of, tables)
+            if reuse.stream:
+                table = self._table(state, layer)
+                values |= {table_name(part, index): tensor for part, tensor in table.items()}
+        values[NOW] = tensor_of(np.array([state.count + 1], np.int32))
         loss, logits, *more = self._machine[STEP](*(values[name] for name in self._names))
         state.count += 1
         normalised = 2 * len(self.network.normalisations)
         self._update_statistics(state, more[:normalised])
-        clusters = self._clusters(more[normalised : normalised + len(self.stage)])
+        found = more[normalised:]
+        clusters = self._clusters(found[: len(self.stage)])
+        streamed = self._streamed(found[len(self.stage) :])
         correct = int((logits.numpy().argmax(axis=1) == labels).sum())
-        return StepResult(float(loss.numpy()), correct, clusters)
+        return StepResult(float(loss.numpy()), correct, clusters, streamed)
 
     def _clusters(self, stats: list[tvm.runtime.Tensor]) -> dict[str, tuple[int, int]]:
         found = {}
@@ -120,6 +133,17 @@ class TrainingStep:
             vectors = self.network.candidates[layer].vectors(reuse.setting) * self.batch
             found[layer] = int(counted.numpy()[:, 0].sum()), vectors
         return found
+
+    def _table(self, state: TrainingState, layer: str) -> dict[str, tvm.runtime.Tensor]:
+        """The layer's table in the state; an empty one where there is none."""
+        if layer not in state.streams:
+            parts = self._tables[layer].parts
+            state.streams[layer] = {part: tensor_of(np.zeros(*each)) for part, each in parts.items()}
+        return state.streams[layer]
+
+    def _streamed(self, found: list[tvm.runtime.Tensor]) -> dict[str, int]:
+        """Clusters taken over, from what the step returns for each layer: their number by segment, then its table."""
+        return {layer: int(found[4 * index].numpy().sum()) for index, layer in enumerate(self._tables)}
 
     def _update_statistics(self, state: TrainingState, found: list[tvm.runtime.Tensor]) -> None:
         """Running statistics as torch keeps them: the variance is that of the population, estimated."""
@@ -131,6 +155,16 @@ class TrainingStep:
                 (variance, found[2 * index + 1].numpy() * (n / (n - 1))),
             ):
                 running += np.float32(layer.momentum) * (new - running)
+
+
+def hash_tables(
+    state: TrainingState, layer: str, geometry: ConvGeometry, setting: ReuseSetting
+) -> tuple[np.ndarray, np.ndarray]:
+    """Planes [S, L, H] and thresholds [S, H] for a layer compiled with ``setting``; ``exact`` does not read them."""
+    if setting.hash == "exact":
+        planes, thresholds = hash_shapes(geometry, setting)
+        return np.zeros(planes, np.float32), np.zeros(thresholds, np.float32)
+    return padded(state.planes[layer], setting.H)
 
 
 def padded(planes: HashPlanes, bits: int) -> tuple[np.ndarray, np.ndarray]:

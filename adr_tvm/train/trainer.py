@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,12 @@ from adr_tvm.data.training_data import TrainingData
 from adr_tvm.errors import TrainingDivergedError
 from adr_tvm.progress import Step as ProgressStep
 from adr_tvm.progress import get_log, progress
+from adr_tvm.report.formats import percent
 from adr_tvm.train import phases
 from adr_tvm.train.augmentation import Preparation
 from adr_tvm.train.batches import Batch, Batches
 from adr_tvm.train.checkpoint import BEST, LAST, Progress, check_same_run, load_checkpoint, save_checkpoint
-from adr_tvm.train.engine import Engine, Evaluator, Step
+from adr_tvm.train.engine import Engine, Evaluator, PlannedEngine, Step
 from adr_tvm.train.fingerprint import fingerprint
 from adr_tvm.train.options import TrainOptions
 from adr_tvm.train.planned import make_controller, strategy_text
@@ -45,10 +46,13 @@ class Trained:
 
     Attributes:
         steps: taken.
-        accuracy, best_accuracy: on the test part, last and best; None where the run ended before an evaluation.
+        accuracy, best_accuracy: on the test part, last and best; None where the run ended before an evaluation. Of
+            fine-tuning: with reuse.
         stage: what each layer did last.
         seconds: by phase.
         images_per_second: over all steps, waiting for data included.
+        before: of fine-tuning, accuracies before the first step by ``reuse`` and ``dense``; else empty.
+        dense_accuracy: of fine-tuning, the last one without reuse.
     """
 
     steps: int
@@ -57,6 +61,8 @@ class Trained:
     stage: Stage
     seconds: Mapping[str, float]
     images_per_second: float
+    before: Mapping[str, float] = field(default_factory=dict)
+    dense_accuracy: float | None = None
 
 
 class Trainer:
@@ -70,6 +76,7 @@ class Trainer:
         folder: takes the files.
         rate: from the steps of the run and of an epoch to the learning rate of a step (from 0).
         after_epoch: called when an epoch's checkpoint was written.
+        tuned: the engine once more, if it trains under a plan: that says what every layer does, nothing is measured.
 
     Attributes:
         state: of the network.
@@ -88,6 +95,7 @@ class Trainer:
         folder: Path,
         rate: Callable[[int, int], Rate],
         after_epoch: Callable[[], None] | None = None,
+        tuned: PlannedEngine | None = None,
     ) -> None:
         self._engine, self._data, self._preparation = engine, data, preparation
         self._options, self._folder = options, folder
@@ -95,16 +103,18 @@ class Trainer:
         self._steps_per_epoch = self._batches.steps_per_epoch
         self._total = options.epochs * self._steps_per_epoch
         self._rate = rate(self._total, self._steps_per_epoch)
+        self._tuned = tuned
         self._after_epoch = after_epoch or (lambda: None)
         self.state = engine.initial_state()
         self._progress = Progress(network=engine.sha256, data=fingerprint(data), options=options.curve())
         if options.resume:
             self._load()
         resumed = self._progress.controller if options.resume else None
-        self._controller = make_controller(engine.candidates, options, self._total, resumed)
+        given = None if tuned is None else tuned.stage
+        self._controller = make_controller(engine.candidates, options, self._total, resumed, given)
         self._progress.controller = self._controller.state
         self._phases = phases.Phases(self._progress.seconds)
-        self._evaluator: Evaluator | None = None
+        self._evaluators: dict[bool, Evaluator] = {}
         self._alarmed = False
 
     def run(self) -> Trained:
@@ -126,6 +136,7 @@ class Trainer:
             self._batches.ahead(now.step, stop) as ahead,
         ):
             if now.log_bytes == 0:
+                self._evaluate_before()
                 self._log_start()
             self._step: Step | None = None
             self._waiting = iter(ahead)
@@ -140,6 +151,8 @@ class Trainer:
             self._controller.stage,
             self._phases.rounded(),
             now.step * options.batch / spent if spent else 0.0,
+            now.before,
+            now.dense_accuracy,
         )
 
     def _run_epoch(self, epoch: int, end: int) -> None:
@@ -166,7 +179,7 @@ class Trainer:
             batch = next(self._waiting)
         seconds = self._phases.last
         entering = self._controller.state.switches[-1][0] == now.step
-        if entering and self._options.measure:
+        if entering and self._options.measure and self._tuned is None:
             self._measure(batch)
         every = self._options.refresh_planes
         if entering or (every > 0 and now.step % every == 0):
@@ -218,6 +231,7 @@ class Trainer:
         now = self._progress
         with self._phases.timed(phases.EVALUATE):
             test_loss, accuracy = self._evaluate()
+            now.dense_accuracy = None if self._tuned is None else self._evaluate(dense=True)[1]
         if not math.isfinite(test_loss):
             raise self._diverged(f"the test loss is {test_loss} after step {now.step}")
         images = self._steps_per_epoch * self._options.batch
@@ -228,6 +242,7 @@ class Trainer:
             (test_loss, accuracy),
             images / max(1e-9, now.busy),
             self._phases.rounded(),
+            now.dense_accuracy,
         )
         now.loss_sum, now.correct, now.busy = 0.0, 0, 0.0
         best = now.best_accuracy is None or accuracy > now.best_accuracy
@@ -235,17 +250,31 @@ class Trainer:
         self._save(best)
         self._after_epoch()
 
-    def _evaluate(self) -> tuple[float, float]:
-        """Mean loss and accuracy on the test part."""
+    def _evaluate_before(self) -> None:
+        """What fine-tuning starts from."""
+        if self._tuned is None:
+            return
+        with self._phases.timed(phases.EVALUATE):
+            self._progress.before = {
+                "reuse": self._evaluate()[1],
+                "dense": self._evaluate(dense=True)[1],
+            }
+        reuse, dense = (percent(accuracy) for accuracy in self._progress.before.values())
+        get_log().info("before fine-tuning: test accuracy with reuse %s, dense %s", reuse, dense)
+
+    def _evaluate(self, dense: bool = False) -> tuple[float, float]:
+        """Mean loss and accuracy on the test part; ``dense``: without reuse, of a network under a plan."""
         samples, size = self._data.test, self._options.batch
         count = len(samples.labels)
-        if self._evaluator is None:
-            self._evaluator = self._engine.evaluator(size)
+        if dense not in self._evaluators:
+            self._evaluators[dense] = (
+                self._tuned.dense_evaluator(size) if dense and self._tuned else self._engine.evaluator(size)
+            )
         total, right = 0.0, 0
         for start in range(0, count, size):
             indices = np.arange(start, min(start + size, count))
             x = self._preparation.testing(samples.read(indices))
-            loss, correct = self._evaluator.run(self.state, x, samples.labels[indices])
+            loss, correct = self._evaluators[dense].run(self.state, x, samples.labels[indices])
             total, right = total + loss, right + correct
         return total / count, right / count
 
@@ -296,6 +325,7 @@ class Trainer:
             steps=self._total,
             steps_per_epoch=self._steps_per_epoch,
             images=[len(part.labels) for part in (self._data.train, self._data.test)],
+            **({"before": self._progress.before} if self._tuned else {}),
         )
 
 
