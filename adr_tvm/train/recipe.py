@@ -44,7 +44,7 @@ def tuned_engine(path: Path, options: TrainOptions, name: str, plan: ReusePlan) 
         path,
         optimizer(options),
         options.batch,
-        find_target("cpu").make(),
+        find_target("cpu").make(None),
         options.label_smoothing,
         name,
         options.seed,
