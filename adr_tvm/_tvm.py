@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from tvm import relax, tirx
 from tvm.relax import vm_build
 
 from adr_tvm import script_parser
+from adr_tvm.errors import UsageError
 
 script_parser.install()
 
@@ -29,6 +31,27 @@ def cpu_target(mcpu: str | None = None, threads: int | None = None) -> tvm.targe
     """
     cores = {} if threads is None else {"num-cores": threads}
     return tvm.target.Target({"kind": "llvm", "mcpu": mcpu or host_cpu(), **cores})
+
+
+def foreign_target(mtriple: str, mcpu: str, mattr: list[str], threads: int) -> tvm.target.Target:
+    """A CPU target of another machine.
+
+    Args:
+        mtriple: GNU name of its system.
+        mcpu: LLVM's name of its processor.
+        mattr: features beyond (``+``) or short of (``-``) those of the processor.
+        threads: that work should divide among evenly.
+
+    Raises:
+        UsageError: LLVM does not know the processor; it would silently compile for another.
+    """
+    system = tvm.target.Target({"kind": "llvm", "mtriple": mtriple})
+    known = sorted(str(name) for name in tvm.target.codegen.llvm_get_cpu_archlist(system))
+    if mcpu not in known:
+        close = difflib.get_close_matches(mcpu, known, 3, 0.5)
+        hint = f"; there is {', '.join(close)}" if close else ""
+        raise UsageError(f"LLVM knows no processor {mcpu!r} of {mtriple}{hint}")
+    return tvm.target.Target({"kind": "llvm", "mtriple": mtriple, "mcpu": mcpu, "mattr": mattr, "num-cores": threads})
 
 
 def target_threads(target: tvm.target.Target) -> int | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from adr_tvm.deploy.threads import set_threads
 from adr_tvm.errors import GoalUnmetError, UsageError
 from adr_tvm.options import CompileOptions
-from adr_tvm.progress import get_log
+from adr_tvm.progress import get_log, progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,15 +75,20 @@ def compile_model(
         UsageError: the output cannot be written, or options do not fit the model or the data.
         GoalUnmetError: ``options.min_speedup`` was not reached. The bundle was written, and ``result`` of the
             error is the ``CompileResult``.
-        MissingDependencyError: there is no C++ compiler to link with.
+        MissingDependencyError: there is no C++ compiler for the target, or for ``--emit bundle`` no runtime.
     """
     options = options or CompileOptions()
     folder = default_output(model_path) if out is None else Path(out)
     if calibration is None:
         _check_uncalibrated(options)
-    threads = set_threads(options.threads)
+    entry = options.entry
+    running = set_threads(None if entry.foreign else options.threads)  # here, even where the target is elsewhere
+    threads = (options.threads or entry.cores or running) if entry.foreign else running
 
+    from adr_tvm.build import build_plan
     from adr_tvm.deploy import bundle
+    from adr_tvm.deploy.linux_bundle import find_parts
+    from adr_tvm.deploy.toolchain import toolchain_of
     from adr_tvm.loaded_network import LoadedNetwork
     from adr_tvm.report.html import write_report
     from adr_tvm.report.results import Timings
@@ -93,7 +98,8 @@ def compile_model(
     from adr_tvm.tuning.plan import tune_plan
     from adr_tvm.tuning.tuner import tune_network
 
-    bundle.check_linker()
+    toolchain_of(entry).check()
+    linux = find_parts(entry, options.runtime_dir) if options.emit == "bundle" else None
     timings = None if options.timings is None else Timings.load(options.timings)
     network = LoadedNetwork(model_path, options)
     samples, plan = network.open_calibration(calibration), network.given_plan()
@@ -107,7 +113,13 @@ def compile_model(
             outcome = tune_plan(network, outcome, samples, database, options.tune, images)
         if database is not None:
             outcome = replace(outcome, result=with_tuning(outcome.result, network.mod, database))
-        bundle.write_bundle(staging, outcome.executable, network.checked, outcome.plan, network.mod, network.target)
+        library = outcome.executable
+        if entry.foreign:
+            with progress(f"building the library for {entry.name}", None) as step:
+                library = build_plan(network.mod, outcome.plan, network.target)
+                step.advance(1)
+        made = (network.checked, outcome.plan, network.mod, network.target, entry, linux)
+        bundle.write_bundle(staging, library, *made)
         outcome.result.save(staging)
         outcome.timings.save(staging / bundle.TIMINGS_FILE)
         write_report(outcome.result, staging)
@@ -127,13 +139,16 @@ def _plan_layers(
     """Search, or measure the given plan; the dense network is compared with ONNX Runtime first."""
     from adr_tvm.build import build_module, build_plan
     from adr_tvm.frontend.dense_check import check_dense, some_inputs
+    from adr_tvm.passes.mark_candidates import find_candidates
+    from adr_tvm.planner.core_cost import foreign_cost_model
     from adr_tvm.planner.cost_file import find_cost_model, recorded
+    from adr_tvm.planner.predicted_clock import PredictedClock
     from adr_tvm.planner.search import evaluate, search
     from adr_tvm.schedules.register_tile import isa_of
 
     options, checked = network.options, network.checked
     inputs = some_inputs(checked.inputs, samples, options.seed)
-    dense = check_dense(build_module(network.mod, network.target), checked, inputs)
+    dense = check_dense(build_module(network.mod, network.host), checked, inputs)
     if dense.note:
         get_log().warning("%s", dense.note)
     else:
@@ -142,24 +157,28 @@ def _plan_layers(
     if samples is None and plan is None:
         get_log().info("%s", CALIBRATION_HINT)
         notes.append(CALIBRATION_HINT)
-    arguments = (samples, network.target, _search_options(options), timings)
+    arguments = (samples, network.host, _search_options(options), timings)
+    lanes, cost, clock = isa_of(network.target).lanes, None, None
+    if options.entry.foreign:
+        cost = foreign_cost_model(options.entry, options.cost_model, threads, lanes)
+        candidates = find_candidates(network.mod["main"], "main", network.rules)
+        clock = PredictedClock(cost, options.entry.name, candidates)
+    elif plan is None and samples is not None and not options.lossless:
+        cost = None if options.cost_model is not None else recorded(timings, threads)
+        cost = cost or find_cost_model(options.cost_model, threads, lanes)
     if plan is None:
-        cost = None
-        if samples is not None and not options.lossless:
-            cost = None if options.cost_model is not None else recorded(timings, threads)
-            cost = cost or find_cost_model(options.cost_model, threads, isa_of(network.target).lanes)
-        outcome = search(network.mod, checked, network.rules, *arguments, cost)
+        outcome = search(network.mod, checked, network.rules, *arguments, cost, clock)
     else:
-        outcome = evaluate(network.mod, checked, network.rules, plan, *arguments)
+        outcome = evaluate(network.mod, checked, network.rules, plan, *arguments, clock)
     if network.dump is not None:
         build_plan(network.mod, outcome.plan, network.target, network.dump)
     result = replace(
         outcome.result,
-        target=options.target,
+        target=options.entry.name,
         max_abs_error=dense.error,
         notes=[*outcome.result.notes, *notes],
     )
-    return replace(outcome, plan=plan or replace(outcome.plan, target=options.target), result=result)
+    return replace(outcome, plan=plan or replace(outcome.plan, target=options.entry.name), result=result)
 
 
 def _search_options(options: CompileOptions) -> SearchOptions:
@@ -175,7 +194,7 @@ def _check_uncalibrated(options: CompileOptions) -> None:
     needless = [flag for flag, value in options.narrowed.items() if value not in ("exact", "row", "image")]
     if options.labels_name is not None:
         needless.append("--labels-name")
-    if options.cost_model is not None:
+    if options.cost_model is not None and not options.entry.foreign:
         needless.append("--cost-model")
     if needless:
         raise UsageError(
@@ -187,5 +206,6 @@ def _check_goal(compiled: CompileResult, goal: float | None) -> None:
     reached = compiled.result.speedup
     if goal is None or (reached is not None and reached >= goal):
         return
-    what = "no speedup was measured" if reached is None else f"the speedup is {reached:.2f}x"
+    word = "predicted speedup" if compiled.result.predicted else "speedup"
+    what = "no speedup was measured" if reached is None else f"the {word} is {reached:.2f}x"
     raise GoalUnmetError(f"{what}, --min-speedup asks for {goal:g}x; the best found is in {compiled.folder}", compiled)

@@ -8,8 +8,10 @@ from typing import Any
 import tvm
 
 from adr_tvm import ops
+from adr_tvm._tvm import cpu_target
 from adr_tvm.build import canonical_module
 from adr_tvm.data.calibration import CalibrationSet, open_calibration
+from adr_tvm.deploy.threads import set_threads
 from adr_tvm.dump_folder import prepare_dump_folder
 from adr_tvm.errors import ModelError, UsageError
 from adr_tvm.frontend.onnx_model import CheckedModel, check_model
@@ -18,7 +20,6 @@ from adr_tvm.options import CompileOptions
 from adr_tvm.passes.mark_candidates import CandidateRules, find_candidates
 from adr_tvm.plan import ReusePlan
 from adr_tvm.progress import get_log
-from adr_tvm.targets import find_target
 
 DEFAULT_BATCH = 32
 
@@ -34,6 +35,7 @@ class LoadedNetwork:
         options: of the run.
         checked: the validated model.
         target: TVM's target.
+        host: where the network runs while it is planned: this machine if ``target`` is foreign, else ``target``.
         rules: layers that the user allows.
         mod: the canonical module.
         layers: its convolutions and matrix products, in network order.
@@ -49,7 +51,8 @@ class LoadedNetwork:
         self.rules = CandidateRules(tuple(options.skip), tuple(options.only))
         self.checked: CheckedModel = check_model(model_path, options.input_shapes)
         self.dump = None if options.dump_ir is None else prepare_dump_folder(options.dump_ir)
-        self.target: tvm.target.Target = find_target(options.target).make()
+        self.target: tvm.target.Target = options.entry.make(options.threads)
+        self.host = cpu_target(threads=set_threads()) if options.entry.foreign else self.target
         self.mod: tvm.IRModule = canonical_module(self.checked, self.target, self.rules, self.dump)
         self.layers: list[Layer] = list_layers(self.mod, self.rules)
         for flag, patterns in (("--skip", options.skip), ("--only", options.only)):

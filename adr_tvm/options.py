@@ -9,16 +9,18 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adr_tvm.errors import UsageError
 from adr_tvm.settings import GRANULARITIES, HASH_FAMILIES, MAX_BITS, SCOPES
-from adr_tvm.targets import find_target
+from adr_tvm.targets import TargetEntry, find_target, read_target
 
 if TYPE_CHECKING:
     from adr_tvm.plan import ReusePlan
 
+EMITTED = ("library", "bundle")
 METRIC_NAMES = ("auto", "top1", "agreement", "psnr", "nmse")
 
 
@@ -28,6 +30,7 @@ class CompileOptions:
 
     Attributes:
         target: one of ``adr_tvm.targets``.
+        target_json: file that describes another target in TVM's words; in place of ``target``.
         input_shapes: shapes to fix, by input name; a name as first dimension leaves the batch symbolic.
         labels_name: array of the calibration data that holds the class labels.
         metric: what the accuracy budget is measured in; ``auto`` is top1 with labels, else agreement for
@@ -46,10 +49,12 @@ class CompileOptions:
             cache folder, else every kernel gets its default schedule.
         granularity, L, H, hash, scope: narrow the search to these; see ``ReuseSetting``.
         seed: everything random derives from it.
-        threads: that kernels are measured with; None: all physical cores.
+        threads: that kernels are measured with, or of a foreign target predicted; None: all physical cores.
         time_budget: seconds after which the search takes the best it has; None: no limit.
         batch_size: samples in a calibration batch; None: the model's own, 32 where it is free.
         min_speedup: goal for dense time / reuse time of the network.
+        emit: ``library``: the folder that ``adr_tvm.load`` takes; ``bundle``: also what C and C++ need to run it.
+        runtime_dir: folder with TVM's runtime for the target, or its wheels; None: this machine's, where it fits.
         dump_ir: folder that takes the module after each pass.
 
     Raises:
@@ -57,6 +62,7 @@ class CompileOptions:
     """
 
     target: str = "cpu"
+    target_json: str | Path | None = None
     input_shapes: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
     labels_name: str | None = None
     metric: str = "auto"
@@ -80,14 +86,21 @@ class CompileOptions:
     time_budget: float | None = None
     batch_size: int | None = None
     min_speedup: float | None = None
+    emit: str = "library"
+    runtime_dir: str | Path | None = None
     dump_ir: str | Path | None = None
 
     def __post_init__(self) -> None:
-        find_target(self.target)
+        self._check_target()
         self._check_numbers()
         self._check_words()
         self._check_metric()
         self._check_search()
+
+    @cached_property
+    def entry(self) -> TargetEntry:
+        """What to compile for."""
+        return find_target(self.target) if self.target_json is None else read_target(self.target_json)
 
     @property
     def narrowed(self) -> dict[str, object]:
@@ -100,6 +113,19 @@ class CompileOptions:
             "--scope": self.scope,
         }
         return {flag: value for flag, value in named.items() if value is not None}
+
+    def _check_target(self) -> None:
+        if self.target_json is not None and self.target != "cpu":
+            raise UsageError("--target and --target-json both say what to compile for: give one")
+        if not self.entry.foreign:
+            return
+        given = (("--tune", self.tune), ("--tuning-db", self.tuning_db), ("--timings", self.timings))
+        measured = [flag for flag, value in given if value is not None]
+        if measured:
+            raise UsageError(
+                f"{' and '.join(measured)} cannot go with target {self.entry.name}: its code does not run on this "
+                "machine, so nothing is measured; --cost-model takes what adr-bench --fit-machine measured there"
+            )
 
     def _check_numbers(self) -> None:
         for flag, value, lowest, highest in (
@@ -126,9 +152,12 @@ class CompileOptions:
             ("--granularity", self.granularity, GRANULARITIES),
             ("--hash", self.hash, HASH_FAMILIES),
             ("--scope", self.scope, SCOPES),
+            ("--emit", self.emit, EMITTED),
         ):
             if value is not None and value not in allowed:
                 raise UsageError(f"{flag} is {value!r}, expected one of {', '.join(allowed)}")
+        if self.runtime_dir is not None and self.emit != "bundle":
+            raise UsageError("--runtime-dir is for --emit bundle, which holds TVM's runtime")
         for flag, patterns in (("--skip", self.skip), ("--only", self.only)):
             for pattern in patterns:
                 try:
@@ -148,7 +177,7 @@ class CompileOptions:
             searching += ["--lossless"] if self.lossless else []
             searching += [flag for flag, on in (("--skip", self.skip), ("--only", self.only)) if on]
             searching += ["--time-budget"] if self.time_budget is not None else []
-            searching += ["--cost-model"] if self.cost_model is not None else []
+            searching += ["--cost-model"] if self.cost_model is not None and not self.entry.foreign else []
             if searching:
                 raise UsageError(
                     f"{' and '.join(searching)} cannot go with --plan, which decides all layers: "

@@ -1,22 +1,46 @@
-"""The targets a network can be compiled for, by the name the user gives; one entry each."""
+"""The targets a network can be compiled for, by the name the user gives; one entry each.
+
+``cpu`` is this machine. Every other target is *foreign*: its code is linked by a cross compiler
+(``adr_tvm/deploy/toolchain.py``), nothing of it runs here, and planning predicts its times from its core
+(``adr_tvm/planner/core_cost.py``).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from adr_tvm.errors import UsageError
 
 if TYPE_CHECKING:
     import tvm
 
+AARCH64 = "aarch64-linux-gnu"
+X86_64 = "x86_64-linux-gnu"
+TRIPLES = (AARCH64, X86_64)
+MAX_CORES = 1024
+MAX_JSON_BYTES = 1 << 16
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_FEATURE = re.compile(r"[+-][A-Za-z0-9._-]+")
 
-def _this_cpu() -> tvm.target.Target:
-    from adr_tvm._tvm import cpu_target
-    from adr_tvm.deploy.threads import set_threads
 
-    return cpu_target(threads=set_threads())
+@dataclass(frozen=True)
+class Core:
+    """What predictions know of a processor core; from its maker's manuals, never measured here.
+
+    Attributes:
+        ghz: clock under load.
+        multiply_adds: vectors of 128 bits of fp32 multiply-adds that it starts in a cycle.
+        slowdown: cycles that other work takes, beside a current server core.
+    """
+
+    ghz: float
+    multiply_adds: float
+    slowdown: float
 
 
 @dataclass(frozen=True)
@@ -26,15 +50,66 @@ class TargetEntry:
     Attributes:
         name: as on the command line and in plans.
         description: for the help.
-        make: builds TVM's target; imports TVM.
+        make: builds TVM's target for a number of threads (None: the target's own); imports TVM.
+        triple: GNU name of the system; None: this machine.
+        mcpu: LLVM's name of the core; empty: this machine's.
+        cores: threads that work divides among by default; None: this machine's physical cores.
+        core: what to predict times from; None where nothing is known.
     """
 
     name: str
     description: str
-    make: Callable[[], tvm.target.Target]
+    make: Callable[[int | None], tvm.target.Target]
+    triple: str | None = None
+    mcpu: str = ""
+    cores: int | None = None
+    core: Core | None = None
+
+    @property
+    def foreign(self) -> bool:
+        """Whether nothing of it runs here, so that its times can only be predicted."""
+        return self.triple is not None
 
 
-TARGETS = {entry.name: entry for entry in (TargetEntry("cpu", "the processor of this machine", _this_cpu),)}
+def _this_cpu(_threads: int | None = None) -> tvm.target.Target:
+    from adr_tvm._tvm import cpu_target
+    from adr_tvm.deploy.threads import set_threads
+
+    return cpu_target(threads=set_threads())
+
+
+def _foreign(
+    name: str, description: str, triple: str, mcpu: str, mattr: list[str], cores: int, core: Core | None
+) -> TargetEntry:
+    def make(threads: int | None = None) -> tvm.target.Target:
+        from adr_tvm._tvm import foreign_target
+
+        return foreign_target(triple, mcpu, mattr, threads or cores)
+
+    return TargetEntry(name, description, make, triple, mcpu, cores, core)
+
+
+# The Raspberry Pi's cores up to the 4 lack the cryptographic instructions that Arm's own have.
+_NEON, _NO_CRYPTO = ["+neon"], ["+neon", "-aes", "-sha2"]
+_V8_2 = ["+neon", "+fullfp16", "+dotprod"]
+# Two vector units of 64 bits up to the Cortex-A72, of 128 bits from the Cortex-A76 on.
+_A53, _A72, _A76 = Core(1.4, 1, 4.0), Core(1.5, 1, 2.2), Core(2.4, 2, 1.6)
+_A78, _N1 = Core(2.0, 2, 1.5), Core(2.5, 2, 1.6)
+
+_ENTRIES = (
+    TargetEntry("cpu", "the processor of this machine", _this_cpu),
+    _foreign("rpi3", "Raspberry Pi 3, 64-bit system", AARCH64, "cortex-a53", _NO_CRYPTO, 4, _A53),
+    _foreign("rpi4", "Raspberry Pi 4, 64-bit system", AARCH64, "cortex-a72", _NO_CRYPTO, 4, _A72),
+    _foreign("rpi5", "Raspberry Pi 5", AARCH64, "cortex-a76", _V8_2, 4, _A76),
+    _foreign("jetson-cpu", "CPU of a Jetson Orin", AARCH64, "cortex-a78ae", _V8_2, 6, _A78),
+    _foreign("cortex-a53", "boards with Cortex-A53", AARCH64, "cortex-a53", _NEON, 4, _A53),
+    _foreign("cortex-a72", "boards with Cortex-A72", AARCH64, "cortex-a72", _NEON, 4, _A72),
+    _foreign("cortex-a76", "boards with Cortex-A76", AARCH64, "cortex-a76", _V8_2, 4, _A76),
+    _foreign("neoverse", "Arm servers, Neoverse N1 and later", AARCH64, "neoverse-n1", _V8_2, 4, _N1),
+    _foreign("arm64", "any 64-bit Arm with Linux", AARCH64, "generic", _NEON, 4, _A53),
+)
+
+TARGETS = {entry.name: entry for entry in _ENTRIES}
 
 
 def find_target(name: str) -> TargetEntry:
@@ -44,5 +119,53 @@ def find_target(name: str) -> TargetEntry:
         UsageError: there is none.
     """
     if name not in TARGETS:
-        raise UsageError(f"--target {name!r} is not known; there is {', '.join(TARGETS)}")
+        raise UsageError(f"--target {name!r} is not known; there is {', '.join(TARGETS)}; or give --target-json FILE")
     return TARGETS[name]
+
+
+def read_target(path: str | Path) -> TargetEntry:
+    """The target that a JSON file describes in TVM's words, named as the file is.
+
+    Such as ``{"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a57", "mattr": ["+neon"],
+    "num-cores": 4}``; ``mattr`` may be left out.
+
+    Raises:
+        UsageError: the file cannot be read, or is not such a description.
+    """
+    path, where = Path(path), f"--target-json {path}"
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise UsageError(f"{where} is larger than {MAX_JSON_BYTES >> 10} KiB: not a target")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{where} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where} is not valid JSON: {error}") from error
+    problem = _problem(content)
+    if problem:
+        raise UsageError(f"{where}: {problem}")
+    triple, mcpu, cores = content["mtriple"], content["mcpu"], content["num-cores"]
+    return _foreign(path.stem, f"{mcpu} of {path.name}", triple, mcpu, content.get("mattr", []), cores, None)
+
+
+def _problem(content: Any) -> str:
+    """What is wrong with a description of a target; empty if nothing is."""
+    if not isinstance(content, Mapping):
+        return 'expected an object, such as {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a57"}'
+    known = ("kind", "mtriple", "mcpu", "mattr", "num-cores")
+    missing = [key for key in known if key not in content and key != "mattr"]
+    unknown = [key for key in content if key not in known]
+    if missing or unknown:
+        return f"{missing[0]!r} is missing" if missing else f"{unknown[0]!r} is not known, there is {', '.join(known)}"
+    cores, mattr = content["num-cores"], content.get("mattr", [])
+    if content["kind"] != "llvm":
+        return f"kind is {content['kind']!r}, only 'llvm' can be built"
+    if content["mtriple"] not in TRIPLES:
+        return f"mtriple is {content['mtriple']!r}, expected one of {', '.join(TRIPLES)}"
+    if not isinstance(content["mcpu"], str) or not _NAME.fullmatch(content["mcpu"]):
+        return f"mcpu is {content['mcpu']!r}, expected LLVM's name of a processor"
+    if not isinstance(mattr, list) or not all(isinstance(each, str) and _FEATURE.fullmatch(each) for each in mattr):
+        return f"mattr is {mattr!r}, expected a list such as ['+neon', '-aes']"
+    if type(cores) is not int or not 1 <= cores <= MAX_CORES:
+        return f"num-cores is {cores!r}, expected 1 to {MAX_CORES}"
+    return ""

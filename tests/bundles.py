@@ -11,7 +11,9 @@ from onnx import helper
 from onnx_graphs import make_model, weights_of
 
 from adr_tvm.deploy import bundle
+from adr_tvm.deploy.linux_bundle import LinuxParts
 from adr_tvm.settings import ReuseSetting
+from adr_tvm.targets import TARGETS, TargetEntry
 
 REUSE = {
     "conv1": ReuseSetting("row", hash="exact"),
@@ -53,8 +55,19 @@ def images(count: int) -> np.ndarray:
     return flat
 
 
-def make_bundle(folder: Path, model: onnx.ModelProto, settings: Mapping[str, ReuseSetting]) -> Path:
-    """Compile a model into ``folder`` with gaussian planes; the ONNX file lies beside it. Returns that file."""
+def make_bundle(
+    folder: Path,
+    model: onnx.ModelProto,
+    settings: Mapping[str, ReuseSetting],
+    entry: TargetEntry = TARGETS["cpu"],
+    linux: LinuxParts | None = None,
+) -> Path:
+    """Compile a model into ``folder`` with gaussian planes; the ONNX file lies beside it. Returns that file.
+
+    Args:
+        entry: what to compile for.
+        linux: what to make a Linux bundle with; None makes none.
+    """
     from adr_tvm._tvm import cpu_target
     from adr_tvm.build import build_plan, canonical_module
     from adr_tvm.frontend.onnx_model import check_model
@@ -64,7 +77,7 @@ def make_bundle(folder: Path, model: onnx.ModelProto, settings: Mapping[str, Reu
 
     path = folder.with_suffix(".onnx")
     onnx.save(model, path)
-    target, checked = cpu_target(), check_model(path)
+    target, checked = entry.make(None) if entry.foreign else cpu_target(), check_model(path)
     mod = canonical_module(checked, target)
     rng, layers, planes = np.random.default_rng(0), {}, {}
     for found in find_candidates(mod["main"], "main", CandidateRules()):
@@ -75,5 +88,5 @@ def make_bundle(folder: Path, model: onnx.ModelProto, settings: Mapping[str, Reu
             planes[found.layer] = LayerPlanes(normal, 0.3 * normal.sum(axis=1))
     plan = ReusePlan(checked.sha256, "cpu", 0, "agreement", None, layers, planes)
     with bundle.staged(folder) as staging:
-        bundle.write_bundle(staging, build_plan(mod, plan, target), checked, plan, mod, target)
+        bundle.write_bundle(staging, build_plan(mod, plan, target), checked, plan, mod, target, entry, linux)
     return path

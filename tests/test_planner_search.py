@@ -27,6 +27,7 @@ from tvm import relax
 from adr_tvm.errors import DataError
 from adr_tvm.passes.mark_candidates import CandidateRules
 from adr_tvm.plan import ReusePlan
+from adr_tvm.planner.clock import MeasuredClock
 from adr_tvm.planner.findings import Findings
 from adr_tvm.planner.layer_search import LayerSearch
 from adr_tvm.planner.network import PlanningNetwork
@@ -453,7 +454,10 @@ def test_time_budget_for_one_layer(net):
 
 def test_a_search_frees_its_network(net):
     calibration = net.calibration(images(8))
-    found = LayerSearch(net.mod, net.checked, CandidateRules(), calibration, TARGET, SearchOptions(), Timings(), SLOW)
+    clock = MeasuredClock(Timings())
+    found = LayerSearch(
+        net.mod, net.checked, CandidateRules(), calibration, TARGET, SearchOptions(), Timings(), SLOW, clock
+    )
     planning = weakref.ref(found.network)
     assert isinstance(planning(), PlanningNetwork)
     del found

@@ -12,8 +12,9 @@ from dataclasses import fields
 
 from adr_tvm import __version__
 from adr_tvm.cli.common import Parser, add_verbosity, run_cli
+from adr_tvm.cli.list_targets import ListTargets
 from adr_tvm.errors import GoalUnmetError, UsageError
-from adr_tvm.options import METRIC_NAMES, CompileOptions
+from adr_tvm.options import EMITTED, METRIC_NAMES, CompileOptions
 from adr_tvm.settings import GRANULARITIES, HASH_FAMILIES, MAX_BITS, SCOPES
 from adr_tvm.targets import TARGETS
 
@@ -37,6 +38,10 @@ examples:
       an image network, no further than 40 dB from its dense output
   adr-compile m.onnx --plan m-adr/plan.json
       an earlier plan, without a search
+  adr-compile m.onnx --target rpi4 --calib images.npz
+      for a Raspberry Pi 4; times are predicted, nothing runs there
+  adr-compile m.onnx --target rpi4 --emit bundle --runtime-dir tvm-aarch64
+      a folder that runs there without Python; how to get the runtime is told
   adr-compile m.onnx --tune 32 --tuning-db my-machine.jsonl
       with kernels tuned for this machine; the file serves later runs
 
@@ -62,7 +67,23 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("model", metavar="MODEL.onnx", help="the network")
+    parser.add_argument(
+        "--emit",
+        metavar="|".join(EMITTED),
+        help="library: for adr_tvm.load; bundle: also C and C++ API, TVM's runtime and an example for the target, a "
+        "folder that runs without Python (default: library)",
+    )
+    parser.add_argument(
+        "--runtime-dir",
+        metavar="DIR",
+        help="for --emit bundle: TVM's runtime for the target, or its wheels (default: this machine's, where it fits)",
+    )
     parser.add_argument("-o", "--out", metavar="OUT", help="folder of the bundle (default: MODEL-adr)")
+    parser.add_argument(
+        "--list-targets",
+        action=ListTargets,
+        help="what can be compiled for, and what that takes; nothing else is done",
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     add_verbosity(parser)
     _add_model_options(parser.add_argument_group("model and target"))
@@ -73,8 +94,15 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add_model_options(group: argparse._ArgumentGroup) -> None:
-    targets = "; ".join(f"{entry.name}: {entry.description}" for entry in TARGETS.values())
-    group.add_argument("--target", metavar="NAME", help=f"what to compile for: {targets} (default: cpu)")
+    group.add_argument(
+        "--target", metavar="NAME", help=f"what to compile for: {', '.join(TARGETS)} (default: cpu, this machine)"
+    )
+    group.add_argument(
+        "--target-json",
+        metavar="FILE",
+        help='another target, in TVM\'s words: {"kind": "llvm", "mtriple": "aarch64-linux-gnu", '
+        '"mcpu": "cortex-a57", "mattr": ["+neon"], "num-cores": 4}',
+    )
     group.add_argument(
         "--input-shapes",
         metavar="NAME:DIMS",
@@ -82,7 +110,9 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         help="shapes of inputs whose size is free, as x:1,3,224,224; several with ';' or by repeating the "
         "option; the first dimension may stay a name, as x:N,3,224,224",
     )
-    group.add_argument("--threads", metavar="N", type=int, help="threads to measure with (default: all physical cores)")
+    group.add_argument(
+        "--threads", metavar="N", type=int, help="threads to measure with (default: all physical cores), or of a board"
+    )
 
 
 def _add_accuracy_options(group: argparse._ArgumentGroup) -> None:

@@ -7,6 +7,8 @@
 | ``weights.bin`` | the constants of all entries, which take them as their last argument |
 | ``plan.json``, ``planes.npz`` | the plan |
 | ``report.json``, ``report.html``, ``timings.json`` | what was measured |
+
+A Linux bundle holds more: ``adr_tvm/deploy/linux_bundle.py``.
 """
 
 from __future__ import annotations
@@ -16,20 +18,23 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import adr_tvm
 from adr_tvm.data.tensor_spec import TensorSpec
+from adr_tvm.deploy.linux_bundle import LINUX_FILES, LINUX_LIBRARY, LinuxParts, write_linux_parts, write_runtime
 from adr_tvm.deploy.processor import vector_extensions
-from adr_tvm.errors import MissingDependencyError, ModelError, UsageError
+from adr_tvm.deploy.toolchain import toolchain_of
+from adr_tvm.errors import ModelError, UsageError
 from adr_tvm.jsonfile import read_json, write_json
 from adr_tvm.plan import PLAN_FILE, PLANES_FILE, ReusePlan, installed_tvm_version
 from adr_tvm.report.results import REPORT_FILE
 from adr_tvm.settings import Scope
+from adr_tvm.targets import TARGETS, TargetEntry
 
 if TYPE_CHECKING:
     import tvm
@@ -74,7 +79,7 @@ class Manifest:
         target: what was compiled for, as the user named it.
         cpu: LLVM's name of that processor.
         cpu_features: vector extensions that the library may use; without them it cannot run.
-        library_sha256, weights_sha256: of ``model.so`` and ``weights.bin``.
+        library_sha256, weights_sha256: of the library and ``weights.bin``.
         inputs, outputs: of the network, in order.
         reuse_layers: in the order of the counts of ``main_counts``.
         lossless: whether ``main`` returns the same bits as ``dense``.
@@ -131,6 +136,8 @@ def write_bundle(
     plan: ReusePlan,
     mod: tvm.IRModule,
     target: tvm.target.Target,
+    entry: TargetEntry | None = None,
+    linux: LinuxParts | None = None,
 ) -> Manifest:
     """Write all of a bundle but the reports; returns the manifest.
 
@@ -141,52 +148,71 @@ def write_bundle(
         plan: what was applied.
         mod: the canonical module, before the plan was applied.
         target: what the executable is for.
+        entry: the same as the user named it; None: as the plan does, and linked on this machine.
+        linux: what a Linux bundle is made with; None: none is.
 
     Raises:
-        MissingDependencyError: there is no C++ compiler to link with.
+        MissingDependencyError: there is no C++ compiler to link with, or it cannot compile the C API.
         UsageError: the folder cannot be written.
     """
-    library = write_library(executable, folder)
+    folder = Path(folder)
+    if linux is None:
+        write_library(executable, folder, entry)
+    else:
+        write_runtime(folder, linux)
+        write_library(executable, folder, entry, LINUX_LIBRARY, linux.link_options(folder))
+        write_linux_parts(folder, linux)
     plan.save(folder)
-    manifest = describe(checked, plan, mod, target, library)
+    manifest = describe(checked, plan, mod, target, folder)
+    if entry is not None:
+        manifest = replace(manifest, target=entry.name)
     manifest.save(folder)
     return manifest
 
 
-def check_linker() -> None:
-    """See that ``write_library`` will be able to link, before a long search.
+def write_library(
+    executable: Library,
+    folder: str | Path,
+    entry: TargetEntry | None = None,
+    name: str = LIBRARY_FILE,
+    options: Sequence[str] = (),
+) -> Path:
+    """Link an executable and write ``weights.bin``; returns the library's path.
 
-    Raises:
-        MissingDependencyError: there is no C++ compiler to link with.
-    """
-    from tvm.support import cc
-
-    if cc.get_cc() is None:
-        raise MissingDependencyError("no C++ compiler to link with: install one (apt install g++) or name it in CXX")
-
-
-def write_library(executable: Library, folder: str | Path) -> Path:
-    """Link an executable into ``model.so`` and write ``weights.bin`` beside it; returns the library's path.
+    Args:
+        executable: what was compiled.
+        folder: takes the files.
+        entry: the target it was compiled for; None: this machine.
+        name: of the library in the folder.
+        options: of the linker.
 
     Raises:
         MissingDependencyError: there is no C++ compiler to link with.
         UsageError: the folder cannot be written.
     """
-    check_linker()
-    path = Path(folder) / LIBRARY_FILE
+    from tvm.support import cc
+
+    compiler = toolchain_of(entry or TARGETS["cpu"]).check()
+    path = Path(folder) / name
     code, weights = executable.without_weights()
     try:
-        code.export_library(str(path))
-        weights.tofile(path.with_name(WEIGHTS_FILE))
+        code.export_library(str(path), fcompile=cc.cross_compiler(compiler, list(options)))
+        weights.tofile(Path(folder) / WEIGHTS_FILE)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
     return path
 
 
+def library_of(folder: Path) -> Path:
+    """The library of a bundle, be it a Linux bundle or not."""
+    linux = folder / LINUX_LIBRARY
+    return linux if linux.is_file() else folder / LIBRARY_FILE
+
+
 def describe(
-    checked: CheckedModel, plan: ReusePlan, mod: tvm.IRModule, target: tvm.target.Target, library: Path
+    checked: CheckedModel, plan: ReusePlan, mod: tvm.IRModule, target: tvm.target.Target, folder: Path
 ) -> Manifest:
-    """The manifest of a library; arguments as for ``write_bundle``."""
+    """The manifest of a bundle whose library is written; arguments as for ``write_bundle``."""
     from adr_tvm._tvm import cpu_features
     from adr_tvm.passes.mark_candidates import CandidateRules, find_candidates
 
@@ -201,8 +227,8 @@ def describe(
         target=plan.target,
         cpu=str(target.attrs.get("mcpu", "")),
         cpu_features=vector_extensions(cpu_features(target)),
-        library_sha256=file_sha256(library),
-        weights_sha256=file_sha256(library.with_name(WEIGHTS_FILE)),
+        library_sha256=file_sha256(library_of(folder)),
+        weights_sha256=file_sha256(folder / WEIGHTS_FILE),
         inputs=list(checked.inputs),
         outputs=list(checked.outputs),
         reuse_layers=layers,
@@ -232,7 +258,7 @@ def staged(folder: str | Path) -> Iterator[Path]:
 
     Raises:
         UsageError: ``folder`` cannot be written, or holds something else; on entry, before any work is done.
-        ValueError: at the end, the temporary folder holds a file that is not in ``BUNDLE_FILES``.
+        ValueError: at the end, the temporary folder holds a file that is no part of a bundle.
     """
     goal = Path(os.path.realpath(folder))  # where ``folder`` is a link, the link stays
     _check_replaceable(goal)
@@ -244,7 +270,7 @@ def staged(folder: str | Path) -> Iterator[Path]:
         except OSError as error:
             raise UsageError(f"cannot write {folder}: {error.strerror or error}") from error
         yield staging
-        unknown = sorted(set(os.listdir(staging)) - set(BUNDLE_FILES))
+        unknown = _foreign(staging)
         if unknown:
             raise ValueError(f"{unknown[0]} is not a file of a bundle")
         _check_replaceable(goal)
@@ -255,16 +281,26 @@ def staged(folder: str | Path) -> Iterator[Path]:
 
 def _check_replaceable(goal: Path) -> None:
     try:
-        names = set(os.listdir(goal))
+        names = os.listdir(goal)
+        foreign = _foreign(goal)
     except FileNotFoundError:
         return
     except OSError as error:
         raise UsageError(f"cannot write {goal}: {error.strerror or error}") from error
     if names and not _is_bundle(goal):
         raise UsageError(f"{goal} is not empty and not a bundle: give a new folder, nothing in it is touched")
-    foreign = sorted(names - set(BUNDLE_FILES))
     if foreign:
         raise UsageError(f"{goal} holds {foreign[0]!r}, which is no part of a bundle: move it away first")
+
+
+def _foreign(folder: Path) -> list[str]:
+    """Files and links in a folder that are no part of a bundle, by their path in it; so are folders without files."""
+    found, known = [], {*BUNDLE_FILES, *LINUX_FILES}
+    for path, folders, files in os.walk(folder):
+        names = files if files or folders or path == str(folder) else [""]
+        names = [*names, *(each for each in folders if os.path.islink(os.path.join(path, each)))]
+        found += [os.path.normpath(os.path.relpath(os.path.join(path, name), folder)) for name in names]
+    return sorted(set(found) - known)
 
 
 def _is_bundle(folder: Path) -> bool:

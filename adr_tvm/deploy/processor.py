@@ -9,21 +9,24 @@ from functools import cache
 from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
-_EXTENSIONS = re.compile(r"avx2?|fma|f16c|avx512(f|bw|dq|vl|cd|vnni|bf16)")
+_EXTENSIONS = re.compile(r"avx2?|fma|f16c|avx512(f|bw|dq|vl|cd|vnni|bf16)|asimd(dp|hp)?|sve2?|i8mm")
+_LINUX_NAMES = {"neon": "asimd", "dotprod": "asimddp", "fullfp16": "asimdhp"}  # of what LLVM names otherwise
 
 
 def vector_extensions(features: Iterable[str]) -> list[str]:
-    """The x86 extensions among a processor's features that the code generator uses.
+    """The x86 and Arm extensions among a processor's features that the code generator uses, by Linux's names.
 
-    LLVM and Linux name them alike, separators aside (``avx512vnni``, ``avx512_vnni``).
+    LLVM and Linux name x86's alike, separators aside (``avx512vnni``, ``avx512_vnni``).
     """
     plain = {re.sub("[^a-z0-9]", "", feature.lower()) for feature in features}
+    plain = {_LINUX_NAMES.get(name, name) for name in plain}
     return sorted(name for name in plain if _EXTENSIONS.fullmatch(name))
 
 
 def missing_extensions(needed: Iterable[str]) -> list[str]:
     """Which of the extensions this processor lacks; none where the system does not tell."""
-    flags = _cpuinfo().get("flags")
+    cpuinfo = _cpuinfo()
+    flags = cpuinfo.get("flags", cpuinfo.get("Features"))  # on x86, on Arm
     if flags is None:
         return []
     have = vector_extensions(flags.split())

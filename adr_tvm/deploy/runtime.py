@@ -12,7 +12,7 @@ import numpy as np
 from tvm_ffi import from_dlpack, get_global_func
 
 from adr_tvm.data.tensor_spec import TensorSpec
-from adr_tvm.deploy.bundle import LIBRARY_FILE, WEIGHTS_FILE, Manifest, ReuseLayer, file_sha256
+from adr_tvm.deploy.bundle import WEIGHTS_FILE, Manifest, ReuseLayer, file_sha256, library_of
 from adr_tvm.deploy.processor import missing_extensions, processor_name
 from adr_tvm.deploy.tensors import Array, Feed, aligned, is_torch, own_outputs
 from adr_tvm.deploy.threads import set_threads
@@ -61,7 +61,7 @@ def load(folder: str | Path, threads: int | None = None) -> ReuseModel:
         UsageError: ``threads`` makes no sense, or TVM's runtime already runs with another number.
     """
     manifest, plan, library = _read(Path(folder))
-    weights = _read_weights(library.with_name(WEIGHTS_FILE), manifest.weights_sha256)
+    weights = _read_weights(Path(folder) / WEIGHTS_FILE, manifest.weights_sha256)
     set_threads(threads)
     import tvm
     from tvm.runtime.vm import VirtualMachine
@@ -76,7 +76,7 @@ def load(folder: str | Path, threads: int | None = None) -> ReuseModel:
 
 def _read(folder: Path) -> tuple[Manifest, ReusePlan, Path]:
     """All that can be checked before machine code is loaded: a damaged library would crash the process."""
-    manifest, plan, library = Manifest.load(folder), ReusePlan.load(folder), folder / LIBRARY_FILE
+    manifest, plan, library = Manifest.load(folder), ReusePlan.load(folder), library_of(folder)
     reused = list(plan.reused)
     if plan.model_sha256 != manifest.model_sha256 or reused != [each.layer for each in manifest.reuse_layers]:
         raise ModelError(f"{folder} is damaged, plan and manifest are not of one bundle: compile it again")

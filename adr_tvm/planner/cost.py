@@ -54,7 +54,7 @@ TERMS: dict[str, float] = {
     "copies": 0.9e-9,
 }
 # What takes a vector unit's whole width: on narrower units it takes longer.
-_VECTORISED = (
+VECTORISED = (
     "dense flops",
     "bits",
     "segment bits",
@@ -65,7 +65,7 @@ _VECTORISED = (
 
 def default_seconds(lanes: int = 16) -> dict[str, float]:
     """Coefficients of a machine nobody measured, with vectors of ``lanes`` floats."""
-    return {name: value * 16 / lanes if name in _VECTORISED else value for name, value in TERMS.items()}
+    return {name: value * 16 / lanes if name in VECTORISED else value for name, value in TERMS.items()}
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,23 @@ def threads_in_force() -> int:
     return int(os.environ.get(VARIABLE, "0"))
 
 
-def plan_of(findings: Findings, checked: CheckedModel, target: str, metric: str, budget: float, seed: int) -> ReusePlan:
-    """The plan that findings amount to."""
+def plan_of(
+    findings: Findings,
+    checked: CheckedModel,
+    target: str,
+    metric: str,
+    budget: float,
+    seed: int,
+    threads: int,
+    predicted: bool = False,
+) -> ReusePlan:
+    """The plan that findings amount to.
+
+    Args:
+        threads: that it is for.
+        predicted: whether times are not measured.
+    """
+    faster = "predicted to be {:.2f}x faster" if predicted else "{:.2f}x faster inside the network"
     layers: dict[str, LayerPlan] = {}
     planes: dict[str, HashPlanes] = {}
     for c in findings.candidates:
@@ -79,7 +94,7 @@ def plan_of(findings: Findings, checked: CheckedModel, target: str, metric: str,
         if m is None:
             layers[c.layer] = LayerPlan(c.layer, "dense", None, findings.reasons.get(c.layer, "dense is faster"))
             continue
-        gain = f"{m.dense / m.reuse:.2f}x faster inside the network, r_c {m.short.r_c:.3f}"
+        gain = f"{faster.format(m.dense / m.reuse)}, r_c {m.short.r_c:.3f}"
         if m.short.predicted == 0:
             gain = "lossless: rows with equal bits share a product"
         layers[c.layer] = LayerPlan(c.layer, "reuse", m.short.setting, gain)
@@ -93,5 +108,5 @@ def plan_of(findings: Findings, checked: CheckedModel, target: str, metric: str,
         budget=budget,
         layers=layers,
         planes=planes,
-        threads=threads_in_force(),
+        threads=threads,
     )

@@ -15,14 +15,14 @@ from adr_tvm.hashing.planes import HashPlanes
 from adr_tvm.passes.mark_candidates import Candidate, CandidateRules, find_candidates
 from adr_tvm.plan import ReusePlan
 from adr_tvm.planner.accuracy import DenseOutputs, output_errors
+from adr_tvm.planner.clock import Clock
 from adr_tvm.planner.findings import Findings, Measured
 from adr_tvm.planner.layer_kernel import LayerKernel
 from adr_tvm.planner.layer_search import metric_for
-from adr_tvm.planner.measure import count_clusters, time_in_place
+from adr_tvm.planner.measure import count_clusters
 from adr_tvm.planner.network import PlanningNetwork
 from adr_tvm.planner.options import SearchOptions
 from adr_tvm.planner.shortlist import Shortlisted
-from adr_tvm.report.results import Timings
 
 
 def given_findings(
@@ -33,7 +33,7 @@ def given_findings(
     calibration: CalibrationSet | None,
     target: Target,
     options: SearchOptions,
-    timings: Timings,
+    clock: Clock,
 ) -> tuple[Findings, str, Mapping[str, np.ndarray] | None]:
     """(findings, metric name, a batch) of a given plan; without calibration data nothing is measured.
 
@@ -56,7 +56,7 @@ def given_findings(
     metric = metric_for(options, data)
     findings.metric, _ = output_errors(network, kernels, data, metric)
     batch = next(iter(calibration))[0]
-    times = time_in_place(network, kernels, batch, timings)
+    times = clock.layers(network, kernels, batch)
     images = len(next(iter(batch.values())))
     seen: dict[str, object] = {}
     with network.watching(lambda layer, x: seen.update({layer: tvm.runtime.tensor(x.numpy())})):

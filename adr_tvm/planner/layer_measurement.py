@@ -13,13 +13,13 @@ from tvm.target import Target
 from adr_tvm.hashing.planes import HashPlanes
 from adr_tvm.passes.mark_candidates import Candidate
 from adr_tvm.planner.choose import pareto
+from adr_tvm.planner.clock import Clock
 from adr_tvm.planner.cost import CostModel
 from adr_tvm.planner.findings import WORTH, Measured
 from adr_tvm.planner.layer_kernel import LayerKernel
-from adr_tvm.planner.measure import cluster_limit, count_clusters, setting_key, time_kernels
+from adr_tvm.planner.measure import cluster_limit, count_clusters, setting_key
 from adr_tvm.planner.network import PlanningNetwork
 from adr_tvm.planner.shortlist import Shortlisted
-from adr_tvm.report.results import Timings
 from adr_tvm.settings import TABLES, ReuseSetting
 
 PREDICTED_SPREAD = 0.75  # a prediction, scaled by how far another setting of the layer was off, is rarely this far off
@@ -34,7 +34,7 @@ class LayerMeasurement:
         target: to compile for.
         cost: the cost model.
         batch: inputs by name.
-        timings: measurements to use and extend.
+        clock: what times kernels.
     """
 
     def __init__(
@@ -43,9 +43,9 @@ class LayerMeasurement:
         target: Target,
         cost: CostModel,
         batch: Mapping[str, np.ndarray],
-        timings: Timings,
+        clock: Clock,
     ):
-        self.network, self.target, self.cost, self.batch, self.timings = network, target, cost, batch, timings
+        self.network, self.target, self.cost, self.batch, self.clock = network, target, cost, batch, clock
         self.images = len(next(iter(batch.values())))
 
     def promising(self, c: Candidate, options: Sequence[Shortlisted]) -> list[Measured]:
@@ -74,7 +74,7 @@ class LayerMeasurement:
             setting_key(s.setting): LayerKernel(c.call, self.target, s.setting, *_arrays(s.planes)) for s in options
         }
         dense = self.network.dense[c.layer]
-        times = time_kernels(self.network, c.layer, {"dense": dense, **kernels}, self.batch, self.timings)
+        times = self.clock.kernels(self.network, c.layer, {"dense": dense, **kernels}, self.batch)
         x = self.input(c.layer)
         r, images = dense(x)[0].numpy(), int(x.shape[0])
         predicted_dense = self.cost.dense_seconds(g, self.images)

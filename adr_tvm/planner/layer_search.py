@@ -19,10 +19,11 @@ from adr_tvm.frontend.onnx_model import CheckedModel
 from adr_tvm.passes.mark_candidates import Candidate, CandidateRules, find_candidates
 from adr_tvm.planner.accuracy import DenseOutputs, OutputMetric, new_metric, output_errors
 from adr_tvm.planner.choose import Option, nested_plans
+from adr_tvm.planner.clock import Clock
 from adr_tvm.planner.cost import CostModel
 from adr_tvm.planner.findings import Findings, Measured, kernels_of
 from adr_tvm.planner.layer_measurement import LayerMeasurement, undominated
-from adr_tvm.planner.measure import setting_key, time_in_place
+from adr_tvm.planner.measure import setting_key
 from adr_tvm.planner.network import PlanningNetwork
 from adr_tvm.planner.options import SearchOptions
 from adr_tvm.planner.shortlist import OUT_OF_TIME, Shortlist, Shortlisted, Shortlists
@@ -49,10 +50,11 @@ class LayerSearch:
         checked: the model.
         rules: layers the user allows.
         calibration: data; split here into a planning and a held-back half.
-        target: to compile for; measured on this machine.
+        target: to compile for; this machine's.
         options: what the user asked for.
-        timings: measurements to use and extend.
+        timings: of an earlier search, which repeat what a time budget left.
         cost: what predicts times.
+        clock: what times kernels.
     """
 
     def __init__(
@@ -65,8 +67,9 @@ class LayerSearch:
         options: SearchOptions,
         timings: Timings,
         cost: CostModel,
+        clock: Clock,
     ):
-        self.options, self.timings, self.cost = options, timings, cost
+        self.options, self.cost, self.clock = options, cost, clock
         self.time = TimeBudget(options.time_budget, timings)
         self.planning, self.held_back = calibration.split(options.seed)
         candidates = find_candidates(mod["main"], "main", rules)
@@ -78,7 +81,7 @@ class LayerSearch:
                 self.open.remove(c)
         self.network = PlanningNetwork(mod, self.open, target, [spec.name for spec in checked.inputs])
         self.batch = next(iter(self.planning))[0]
-        self.measurement = LayerMeasurement(self.network, target, cost, self.batch, timings)
+        self.measurement = LayerMeasurement(self.network, target, cost, self.batch, clock)
         images = self.measurement.images
         self.image_seconds = self.time.seconds_per_image(lambda: self.network.run(self.batch), images)
 
@@ -118,8 +121,9 @@ class LayerSearch:
                 found[c.layer] = measured = self.measurement.promising(c, lists[c.layer].options)
                 if not any(m.worth for m in measured):
                     best = min(measured, key=lambda m: m.reuse)
+                    word = "predicted" if self.clock.predicted else "measured"
                     self.findings.reasons[c.layer] = (
-                        f"measured no gain: at best {best.reuse / best.dense:.2f}x the dense time "
+                        f"{word} no gain: at best {best.reuse / best.dense:.2f}x the dense time "
                         f"({setting_key(best.short.setting)}, r_c {best.short.r_c:.2f})"
                     )
                 step.advance(1, c.layer)
@@ -278,7 +282,7 @@ class LayerSearch:
         """Chosen layers with their times in whole runs of the network; notes why a layer does not pay there."""
         kernels = kernels_of(chosen)
         timed = {}
-        for layer, (dense, reuse) in time_in_place(self.network, kernels, self.batch, self.timings).items():
+        for layer, (dense, reuse) in self.clock.layers(self.network, kernels, self.batch).items():
             timed[layer] = dataclasses.replace(chosen[layer], dense=dense, reuse=reuse)
             if not timed[layer].worth:
                 self.findings.reasons[layer] = f"no gain inside the network: {reuse / dense:.2f}x the dense time"

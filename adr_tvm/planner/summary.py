@@ -13,8 +13,9 @@ from adr_tvm.layers import describe
 from adr_tvm.passes.mark_candidates import Candidate
 from adr_tvm.plan import ReusePlan
 from adr_tvm.planner.choose import pareto
+from adr_tvm.planner.clock import Clock
 from adr_tvm.planner.cost import reuse_macs
-from adr_tvm.planner.findings import Findings, Measured, threads_in_force
+from adr_tvm.planner.findings import Findings, Measured
 from adr_tvm.planner.network_time import NetworkTimes
 from adr_tvm.planner.options import SearchOptions
 from adr_tvm.report.results import Candidate as Tried
@@ -29,11 +30,13 @@ def network_result(
     metric: str,
     options: SearchOptions,
     times: NetworkTimes,
+    clock: Clock,
 ) -> NetworkResult:
     """Everything the report shows.
 
     Args:
         times: of one run of the network.
+        clock: where times come from.
     """
     lossy = any(s is not None and not s.lossless for s in plan.reused.values())
     notes = list(findings.notes)
@@ -49,8 +52,8 @@ def network_result(
         model=os.path.basename(str(checked.path)),
         model_sha256=checked.sha256,
         target=str(target.kind.name),
-        cpu=host_cpu(),
-        threads=threads_in_force(),
+        cpu="" if clock.predicted else host_cpu(),
+        threads=clock.threads,
         seed=options.seed,
         metric=metric,
         budget=options.budget(metric) if measured is not None else None,
@@ -62,6 +65,7 @@ def network_result(
         reuse_ms=times.main * 1e3,
         layers=[_layer_result(c, findings, plan) for c in findings.candidates],
         notes=notes,
+        predicted=clock.predicted,
     )
 
 

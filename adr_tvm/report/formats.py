@@ -138,12 +138,13 @@ def summary_line(result: NetworkResult) -> str:
     For example ``cifarnet: 2.31 ms dense -> 1.12 ms (2.06x), agreement drop 0.2 % (90 % bound 0.8 % <= 1 %),
     1 of 5 layers reused``.
     """
+    predicted = " predicted, not measured" if result.predicted else ""
     if result.dense_ms is None:
         time = "not timed"
     elif result.reuse_ms is None or not result.reused:
-        time = f"{milliseconds(result.dense_ms)} ms dense"
+        time = f"{milliseconds(result.dense_ms)} ms dense{predicted}"
     else:
         speedup = factor(result.speedup)
-        time = f"{milliseconds(result.dense_ms)} ms dense -> {milliseconds(result.reuse_ms)} ms ({speedup})"
+        time = f"{milliseconds(result.dense_ms)} ms dense -> {milliseconds(result.reuse_ms)} ms ({speedup}){predicted}"
     parts = [time, accuracy_text(result) if result.reused else "", reused_text(result)]
     return f"{result.model}: {', '.join(part for part in parts if part)}"

@@ -105,7 +105,8 @@ def _tiles(result: NetworkResult) -> list[Tile]:
     tiles = []
     if result.speedup is not None:
         times = f"{formats.milliseconds(result.dense_ms)} → {formats.milliseconds(result.reuse_ms)} ms"
-        tiles.append(Tile("Speedup over dense", formats.factor(result.speedup), times))
+        predicted = "Predicted speedup" if result.predicted else "Speedup"
+        tiles.append(Tile(f"{predicted} over dense", formats.factor(result.speedup), times))
     if result.onnxruntime_ms is not None and result.reuse_ms:
         ratio = formats.factor(result.onnxruntime_ms / result.reuse_ms)
         tiles.append(Tile("Over ONNX Runtime", ratio, f"{formats.milliseconds(result.onnxruntime_ms)} ms"))
@@ -155,6 +156,7 @@ def _facts(result: NetworkResult) -> list[tuple[str, str]]:
         ("Seed", str(result.seed)),
         ("Cost model", result.cost_model),
         ("Its SHA-256", f"{result.cost_model_sha256[:16]}…" if result.cost_model_sha256 else ""),
+        ("Times", "predicted, not measured" if result.predicted else ""),
         ("Dense", _with_unit(result.dense_ms)),
         ("As compiled", _with_unit(result.reuse_ms)),
         ("ONNX Runtime", _with_unit(result.onnxruntime_ms)),

@@ -52,7 +52,7 @@ class LayerResult:
         geometry: such as "56x56x64 -> 64, 3x3/1".
         decision, setting, reason: as in the plan.
         macs_dense, macs_reuse: multiply-adds of one image (reuse: hashing and products on calibration).
-        time_dense_ms, time_reuse_ms: measured inside the network.
+        time_dense_ms, time_reuse_ms: inside the network.
         predicted_ms: what the cost model expected for the setting.
         predicted_dense_ms: and for the dense layer.
         tuned_speedup: time of its kernel with the default schedule / with the tuned one that it has (lossless: of the
@@ -109,6 +109,7 @@ class NetworkResult:
         max_abs_error: of the dense network against ONNX Runtime, relative to the largest |output|.
         layers: in network order.
         notes: for the reader, one sentence each.
+        predicted: whether the times are a cost model's, not measured; they are the layers' alone then.
         cost_model: where the coefficients came from that pruned the search; empty without one.
         cost_model_sha256: of what its predictions depend on.
         version: of the file format.
@@ -132,6 +133,7 @@ class NetworkResult:
     max_abs_error: float | None = None
     layers: list[LayerResult] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    predicted: bool = False
     cost_model: str = ""
     cost_model_sha256: str = ""
     version: int = FORMAT_VERSION

@@ -24,7 +24,7 @@ def compiled_engine(path: Path, options: TrainOptions, name: str) -> CompiledEng
     from adr_tvm.targets import find_target
     from adr_tvm.train.compiled_engine import CompiledEngine
 
-    target = find_target("cpu").make()
+    target = find_target("cpu").make(None)
     return CompiledEngine(path, optimizer(options), options.batch, target, options.label_smoothing, name, options.seed)
 
 
@@ -44,7 +44,7 @@ def tuned_engine(path: Path, options: TrainOptions, name: str, plan: ReusePlan) 
         path,
         optimizer(options),
         options.batch,
-        find_target("cpu").make(),
+        find_target("cpu").make(None),
         options.label_smoothing,
         name,
         options.seed,

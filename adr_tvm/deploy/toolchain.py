@@ -1,0 +1,63 @@
+"""What links the code of a target: this machine's C++ compiler, or a cross compiler."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from dataclasses import dataclass
+
+from adr_tvm.errors import MissingDependencyError
+from adr_tvm.targets import AARCH64, X86_64, TargetEntry
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """A C++ compiler.
+
+    Attributes:
+        command: what to run; None: there is none.
+        package: the Debian package that has it.
+        needs: what a user is told to install.
+    """
+
+    command: str | None
+    package: str
+    needs: str
+
+    def check(self) -> str:
+        """The command.
+
+        Raises:
+            MissingDependencyError: there is none.
+        """
+        if self.command is None:
+            raise MissingDependencyError(self.needs)
+        return self.command
+
+
+_PACKAGES = {AARCH64: "g++-aarch64-linux-gnu", X86_64: "g++-x86-64-linux-gnu"}
+_MACHINES = {AARCH64: ("aarch64", "arm64"), X86_64: ("x86_64", "amd64")}
+
+
+def system_of(entry: TargetEntry) -> str:
+    """GNU name of the system that a target runs."""
+    return entry.triple or this_system()
+
+
+def this_system() -> str:
+    """GNU name of this machine's system."""
+    machine = platform.machine().lower()
+    return next((triple for triple, names in _MACHINES.items() if machine in names), f"{machine}-linux-gnu")
+
+
+def toolchain_of(entry: TargetEntry) -> Toolchain:
+    """The compiler that links a target's code."""
+    triple = entry.triple
+    if triple is None or triple == this_system():
+        needs = "no C++ compiler to link with: install one (apt install g++) or name it in CXX"
+        from tvm.support import cc
+
+        return Toolchain(cc.get_cc(), "g++", needs)
+    package, command = _PACKAGES[triple], f"{triple}-g++"
+    needs = f"--target {entry.name} is linked by {command}, which is not installed: apt install {package}"
+    return Toolchain(shutil.which(command), package, needs)

@@ -1,0 +1,72 @@
+"""Inner loops of the dense kernels on a Cortex-A72, by the static throughput analysis of llvm-mca: no spills, 70 % of
+the peak, one fp32 multiply-add of 128 bits in a cycle."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+import tvm
+from tvm.support import cc
+
+from adr_tvm.activation import Activation
+from adr_tvm.geometry import ConvGeometry
+from adr_tvm.schedules.dense_conv2d import dense_conv2d
+from adr_tvm.schedules.tuned import conv_schedule
+from adr_tvm.targets import find_target
+from tests import aarch64
+
+MCA, OBJDUMP = "llvm-mca", "aarch64-linux-gnu-objdump"
+ITERATIONS = 200
+GEOMETRIES = {
+    "3x3": ConvGeometry(56, 56, 64, 3, 3, 64, padding=(1, 1, 1, 1)),
+    "1x1": ConvGeometry(28, 28, 128, 1, 1, 256),
+    "few rows": ConvGeometry(7, 7, 256, 3, 3, 256, padding=(1, 1, 1, 1)),
+    "dense": ConvGeometry(1, 1, 256, 1, 1, 512),
+}
+_BRANCH = re.compile(r"(?:b\.\w+|cbn?z|tbn?z|b)\s.*?([0-9a-f]+) <")
+
+needs_tools = pytest.mark.skipif(
+    not all(map(shutil.which, (MCA, OBJDUMP, aarch64.COMPILER))), reason="needs llvm and g++-aarch64-linux-gnu"
+)
+
+
+def loops(listing: str) -> list[list[str]]:
+    """Instructions of each loop of a disassembly, without its branch."""
+    lines = [line.split("\t") for line in listing.splitlines() if re.match(r"\s*[0-9a-f]+:\t", line)]
+    code = [(int(line[0].strip(" :"), 16), " ".join(line[2:])) for line in lines if len(line) > 2]
+    places = {address: i for i, (address, _) in enumerate(code)}
+    found = []
+    for i, (address, text) in enumerate(code):
+        to = _BRANCH.match(text)
+        start = places.get(int(to.group(1), 16)) if to else None
+        if start is not None and code[start][0] < address:
+            found.append([text.partition("//")[0].strip() for _, text in code[start:i]])
+    return found
+
+
+def inner_loop(geometry: ConvGeometry, folder) -> list[str]:
+    """The loop that multiplies."""
+    target = find_target("cortex-a72").make(None)
+    kernel = dense_conv2d(geometry, Activation.relu(), conv_schedule(target, geometry, 1))
+    library = tvm.compile(tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")}), target)
+    path = folder / "kernel.so"
+    library.export_library(str(path), fcompile=cc.cross_compiler(aarch64.COMPILER))
+    listing = subprocess.run([OBJDUMP, "-d", str(path)], check=True, capture_output=True, text=True).stdout
+    innermost = [loop for loop in loops(listing) if not any(_BRANCH.match(text) for text in loop)]
+    return max(innermost, key=lambda loop: sum(text.startswith("fmla") for text in loop))
+
+
+@needs_tools
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_dense(name, tmp_path):
+    loop = inner_loop(GEOMETRIES[name], tmp_path)
+    products = sum(text.startswith("fmla") for text in loop)
+    assert not any("[sp" in text for text in loop), "accumulators are spilled"
+    command = [MCA, "-mtriple=aarch64", "-mcpu=cortex-a72", f"-iterations={ITERATIONS}"]
+    report = subprocess.run(command, input="\n".join(loop), check=True, capture_output=True, text=True).stdout
+    cycles = int(re.search(r"Total Cycles:\s+(\d+)", report).group(1)) / ITERATIONS
+    print(f"{name}: {products} multiply-adds in {cycles:.1f} cycles, {products / cycles:.0%} of the peak")
+    assert products >= 4 and products / cycles >= 0.7
