@@ -35,7 +35,7 @@ def batches(count, seed=0):
 
 
 def test_losses_are_those_of_torch(network):
-    """SGD with momentum: two orders of fp32 sums, below 1e-4 apart for 20 steps; then training enlarges what differs."""
+    """SGD with momentum: fp32 sums in two orders, below 1e-4 apart for 20 steps; then training enlarges that."""
     optimizer = SGD(momentum=0.9, weight_decay=5e-4)
     state = TrainingState(network.parameters, optimizer.slots, {})
     step = TrainingStep(network, {}, optimizer, BATCH)
