@@ -19,7 +19,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tvm
@@ -30,6 +30,9 @@ from benchmarks.command import Command, Settings
 from benchmarks.paired import rounds_for, take_turns
 from benchmarks.processes import in_process
 from benchmarks.training_step import torch_runs
+
+if TYPE_CHECKING:
+    from adr_tvm.train.stage import Stage
 
 RATE = 1e-6  # what is timed does not train
 TORCH, COMPILED = "torch", "torch compiled"
@@ -141,18 +144,10 @@ def measure(folder: Path, keys: list[str], threads: int, seconds: float, compile
         keys: of the stages.
     """
     from adr_tvm.data.training_data import open_training_data
-    from adr_tvm.settings import ReuseSetting
     from adr_tvm.train.augmentation import Preparation
     from adr_tvm.train.checkpoint import LAST, load_checkpoint
     from adr_tvm.train.options import TrainOptions
     from adr_tvm.train.recipe import compiled_engine
-    from adr_tvm.train.stage import LayerReuse, Stage
-
-    def stage_of(key: str) -> Stage:
-        return {
-            layer: LayerReuse(**reuse | {"setting": ReuseSetting(**reuse["setting"])})
-            for layer, reuse in json.loads(key).items()
-        }
 
     arrays, progress = load_checkpoint(folder / LAST)
     options = TrainOptions(**{name: value for name, value in progress.options.items()})
@@ -169,7 +164,7 @@ def measure(folder: Path, keys: list[str], threads: int, seconds: float, compile
     layers: dict[str, Callable[[], Any]] = {}
     planes: dict[str, Callable[[], Any]] = {}
     for key in keys:
-        stage, state = stage_of(key), engine.initial_state()
+        stage, state = _stage_of(key), engine.initial_state()
         state.load(arrays)
         state.planes.clear()
         if stage:
@@ -300,14 +295,20 @@ def _time_to(run: Run, times: Times, accuracy: float) -> float | None:
 
 
 def _short(key: str) -> str:
-    """A stage in a few letters."""
-    found = []
-    for layer, reuse in json.loads(key).items():
-        s = reuse["setting"]
-        gradient = "" if reuse["input_gradient"] == "averaged" else f":{reuse['input_gradient']}"
-        flags = [" stream"] * reuse["stream"] + [" backward only"] * reuse["backward_only"]
-        found.append(f"{layer} {s['granularity']}/{s['L']}x{s['H']}{gradient}{''.join(flags)}")
-    return ", ".join(found) or "dense"
+    """A stage in words."""
+    from adr_tvm.train.stage import stage_text
+
+    return stage_text(_stage_of(key))
+
+
+def _stage_of(key: str) -> Stage:
+    from adr_tvm.settings import ReuseSetting
+    from adr_tvm.train.stage import LayerReuse
+
+    return {
+        layer: LayerReuse(**reuse | {"setting": ReuseSetting(**reuse["setting"])})
+        for layer, reuse in json.loads(key).items()
+    }
 
 
 def run(settings: Settings) -> list[StageRow]:

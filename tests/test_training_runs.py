@@ -52,7 +52,7 @@ def test_time_is_steps_times_their_medians():
     assert whole.over_torch == pytest.approx(20 * 0.8 / 2.5) and whole.over_compiled == pytest.approx(20 * 0.4 / 2.5)
     assert whole.accuracies == (0.74, 0.76) and whole.time_to == pytest.approx(2.5)
     cells = table([dense, whole, coarse, fine])
-    assert cells[1][11] == "75.00% (2: 74.00% to 76.00%)" and cells[2][0] == "  conv2 pixel/16x8"
+    assert cells[1][11] == "75.00% (2: 74.00% to 76.00%)" and cells[2][0] == "  conv2 pixel L=16 H=8 averaged"
 
 
 def test_time_to_an_accuracy_that_is_not_reached():
