@@ -149,7 +149,7 @@ def test_other_bad_input(tmp_path, data, capsys):
         (["--reuse", "adaptive", "--stages", "16x99"], "expected 1 to 20"),
         (["--reuse", "fixed", "--stages", "16x8,8x8"], "has one stage"),
         (["--stages", "16x8"], "needs --reuse"),
-        (["--reuse", "adaptive", "--stages", "16x8:sideways"], "expected one of averaged, straight-through"),
+        (["--reuse", "adaptive", "--stages", "16x8:sideways"], "expected one of averaged, sampled, straight-through"),
         (["--epochs", "0"], "--epochs is 0"),
         (["--lr", "-1"], "--lr is -1.0"),
         (["--lr", "nan"], "--lr is nan"),

@@ -150,7 +150,7 @@ def test_the_number_of_threads_never_changes_a_byte():
         (replace(PIXEL, gain=True), "averaged", "layer: gain has no gradient"),
         (replace(PIXEL, max_clusters=5), "averaged", "layer: max_clusters=5"),
         (ReuseSetting("row", hash="exact"), "averaged", "layer: hash=exact with granularity=row"),
-        (PIXEL, "dense", "layer: input_gradient is 'dense', expected one of averaged, straight-through"),
+        (PIXEL, "dense", "layer: input_gradient is 'dense', expected one of averaged, sampled, straight-through"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(setting, input_gradient, message):

@@ -15,7 +15,9 @@ from tvm import relax
 
 from adr_tvm.build import build_module, canonical_module
 from adr_tvm.frontend.onnx_model import check_model
+from adr_tvm.passes.fuse_lrn import FuseLrn
 from adr_tvm.passes.lower_tensor_ops import LowerTensorOps
+from adr_tvm.passes.reshape_views import KEPT
 
 node = helper.make_node
 OPSET = 18
@@ -24,7 +26,9 @@ OPSET = 18
 def compiled(model, tmp_path):
     """(runner of the compiled model: array -> list of arrays, names of its kernels)."""
     mod = canonical_module(check_model(save(model, tmp_path)), TARGET)
-    names = [gv.name_hint for gv in LowerTensorOps(TARGET)(mod).get_global_vars()]
+    with TARGET:
+        lowered = relax.transform.LegalizeOps(skip_ops=KEPT)(LowerTensorOps(TARGET)(FuseLrn()(mod)))
+    names = [gv.name_hint for gv in lowered.get_global_vars()]
     machine = relax.VirtualMachine(build_module(mod, TARGET), tvm.cpu())
 
     def run(x):

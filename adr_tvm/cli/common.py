@@ -65,6 +65,7 @@ def run_cli(
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except (KeyboardInterrupt, Exception) as error:
+            interrupts.over = True
             code, message = _verdict(error, interrupts.seen)
             _tell(parser.prog, message, debug)
             return code

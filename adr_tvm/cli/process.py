@@ -19,10 +19,11 @@ class Interrupts:
     """Within the context SIGINT and SIGTERM raise ``KeyboardInterrupt`` and are remembered.
 
     Below TVM's C++ an exception may become a ``RuntimeError``, of which ``except Exception`` makes something else
-    again (only ``seen`` tells that it began as Ctrl-C), or be swallowed: so it is raised again until it gets through.
+    again (only ``seen`` tells that it began as Ctrl-C), or be swallowed: so it is raised again until it gets through,
+    which whoever catches it says by ``over``.
     """
 
-    seen = False
+    seen, over = False, False
 
     def __enter__(self) -> Interrupts:
         self._before = {}
@@ -32,12 +33,15 @@ class Interrupts:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.over = True
         if self._before:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for each, handler in self._before.items():
             signal.signal(each, handler)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.over:
+            return
         if number == signal.SIGALRM and sys.exc_info()[0] is not None:
             return  # an exception is on its way out: leave those who clean up behind it alone
         self.seen = True
