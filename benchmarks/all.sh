@@ -47,6 +47,7 @@ step reuse_gradients_layers reuse_gradients --seconds 1 --threads 1 --L 16 --H 8
     --layer alexnet-conv3 --layer vgg19-conv1_2 --layer vgg19-conv2_2 --layer vgg19-conv3_2 --layer vgg19-conv4_2 \
     --layer vgg19-conv5_2
 step training_step training_step --seconds 5 --network cifarnet
+step training_memory training_memory --network cifarnet
 step plans plans --seconds 3 --time-budget 40 --network cifarnet --network cifarnet-batch-scope --network resnet20 \
     --network squeezenet-text --network squeezenet-lossless-photo --network fst_wave \
     --plot "$results/plots" ${CIFAR_TRAIN:+--cifar-train "$CIFAR_TRAIN"}
