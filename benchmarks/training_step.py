@@ -1,12 +1,13 @@
-"""A training step beside PyTorch's: forward, loss, backward and update of a batch of random images.
+"""A training step beside PyTorch's: forward, loss, backward and update of a batch.
 
-    python -m benchmarks.training_step [--network NAME ...] [--stage STAGE ...] [--no-compile] [--json FILE]
+    python -m benchmarks.training_step [--data DIR] [--network NAME ...] [--stage STAGE ...] [--no-compile]
 
 *dense* is this package without reuse, *torch* PyTorch eager in channels-last layout, *torch compiled* the same under
 ``torch.compile``: one network, one batch, SGD with momentum and weight decay for all, which take turns. A STAGE is as
 for ``adr-train --stages``, such as ``16x8`` or ``32x10:straight-through``: it holds for every convolution that may
-reuse but the first. Images are smooth noise, so r_c is theirs and not that of photographs; the planes are fitted to a
-batch.
+reuse but the first. With ``--data`` the images are CIFAR-10's or photographs, from the first again where there are too
+few for a batch; without it they are smooth noise, whose r_c is another. Weights are as before the first step; planes
+are fitted to the batch.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ import onnx
 
 from adr_tvm.errors import MissingDependencyError
 from benchmarks.command import Command, Settings
+from benchmarks.no_data import NoData
 from benchmarks.paired import Ratio, paired_ratio, rounds_for, take_turns
 from benchmarks.processes import in_process
+from benchmarks.validation.data_folder import DataFolder
 
 RATE, MOMENTUM, DECAY = 0.001, 0.9, 5e-4
 STAGES = ("64x12", "32x10", "16x8")
@@ -85,10 +88,22 @@ def smooth_images(shape: tuple[int, ...], seed: int) -> np.ndarray:
     return ((noise - noise.mean()) / noise.std()).astype(np.float32)
 
 
-def measure(name: str, stages: tuple[str, ...], threads: int, seconds: float, compiled: bool) -> list[Row]:
+def images_of(case: Case, data: DataFolder) -> np.ndarray:
+    """A batch, float32 [N, C, H, W] of mean 0 and variance 1: of ``data``, or smooth noise where none were given."""
+    shape = (case.batch, *input_size(case))
+    if isinstance(data, NoData):
+        return smooth_images(shape, 0)
+    found = data.cifar10(0, case.batch)[0] if shape[2:] == (32, 32) else data.photos((shape[2], shape[3]))
+    x = found[np.arange(case.batch) % len(found)].transpose(0, 3, 1, 2).astype(np.float32)
+    return np.ascontiguousarray((x - x.mean()) / x.std())
+
+
+def measure(
+    name: str, data: DataFolder, stages: tuple[str, ...], threads: int, seconds: float, compiled: bool
+) -> list[Row]:
     """All engines on one network, in this process."""
     case = cases()[name]
-    x = smooth_images((case.batch, *input_size(case)), 0)
+    x = images_of(case, data)
     labels = np.random.default_rng(1).integers(0, 10, case.batch).astype(np.int32)
     model = case.build()
     with tempfile.TemporaryDirectory(prefix="adr-training-step-") as folder:
@@ -175,7 +190,9 @@ def run(settings: Settings) -> list[Row]:
         row
         for name in settings.chosen or NAMES
         for threads in settings.threads
-        for row in in_process(measure, threads, name, stages, threads, settings.seconds, settings.options.compile)
+        for row in in_process(
+            measure, threads, name, settings.data, stages, threads, settings.seconds, settings.options.compile
+        )
     ]
 
 
