@@ -75,7 +75,7 @@ class Emulated:
                 head = [KINDS[str(array.dtype)], array.ndim, *array.shape]
                 file.write(np.array(head, np.int64).tobytes() + np.ascontiguousarray(array).tobytes())
         command = [EMULATOR, "-L", SYSROOT, str(self.runner), str(self.library), entry, str(given), str(found)]
-        subprocess.run(command, check=True, timeout=120)
+        subprocess.run(command, check=True, timeout=600)
         tensors, data, at = [], found.read_bytes(), 0
         while at < len(data):
             kind, rank = np.frombuffer(data, np.int64, 2, at)

@@ -53,7 +53,7 @@ def run_model(bundle: Path, folder: Path, *arrays: np.ndarray, emulator=(), opti
         np.save(path, array)
     command = [*emulator, bundle / "bin" / "run_model", bundle, *paths, "--repeat", "2", "--save", folder / "out"]
     environment = {**os.environ, "TVM_NUM_THREADS": "1"}
-    done = subprocess.run([*map(str, command), *options], capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run([*map(str, command), *options], capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
     return [np.load(path) for path in sorted(folder.glob("out*.npy"))], done.stdout
 
@@ -143,7 +143,7 @@ def test_from_c_with_pkg_config(here, tmp_path):
     broken = shutil.copytree(bundle, tmp_path / "broken")
     (broken / "weights.bin").write_bytes((broken / "weights.bin").read_bytes()[:-64])
     command = [str(program), str(bundle), str(broken), str(tmp_path / "x.bin"), str(COUNT), str(tmp_path / "y.bin")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     y = np.fromfile(tmp_path / "y.bin", "float32").reshape(COUNT, 5)
     np.testing.assert_array_equal(y, adr_tvm.load(folder)(x))

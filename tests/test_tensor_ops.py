@@ -140,7 +140,7 @@ def test_instance_norm_of_a_large_mean():
     tvm.compile(tvm.IRModule({"main": kernel}), TARGET)["main"](*arguments, y)
     wide = x.astype("float64")
     expected = (wide - wide.mean(1, keepdims=True)) / np.sqrt(wide.var(1, keepdims=True) + 1e-5)
-    np.testing.assert_allclose(y.numpy().reshape(x.shape), expected, atol=2e-4)
+    np.testing.assert_allclose(y.numpy().reshape(x.shape), expected, atol=5e-4)
 
 
 def test_a_norm_behind_a_transposed_convolution_places_the_pixels(tmp_path):
