@@ -364,7 +364,7 @@ def test_the_metric_of_each_engine(plan_rows):
     assert top1["dense"].value == top1["onnxruntime"].value
     assert error[LOSSLESS].bits_of_dense and error["dense"].bits_of_dense
     assert not error["onnxruntime-int8"].bits_of_dense
-    assert error[LOSSLESS].value < 1e-10 < error["onnxruntime-int8"].value < 0.1
+    assert error[LOSSLESS].value < 1e-10 < error["onnxruntime-int8"].value < 0.6  # where weights have 7 bits
 
 
 def test_plots_of_plans(plan_rows, tmp_path):

@@ -67,8 +67,7 @@ def quantise(path: Path, folder: Path, batches: Iterable[Feed]) -> Path:
         # Symbolic shape inference is for transformers and needs sympy.
         quant_pre_process(_with_opset(path, folder), prepared, skip_symbolic_shape=True)
         # Its fast kernels for x86 (VNNI) multiply unsigned activations by signed weights: on ResNet20 0.43x the fp32
-        # time, where its default, signed by signed, takes 1.3x. Without VNNI they add pairs of products in 16 bits, which
-        # saturate unless weights keep to 7 bits.
+        # time, where its default, signed by signed, takes 1.3x.
         quantize_static(
             prepared,
             quantised,
@@ -83,7 +82,10 @@ def quantise(path: Path, folder: Path, batches: Iterable[Feed]) -> Path:
 
 
 def _saturates() -> bool:
-    """Whether this machine multiplies 8-bit numbers as AVX2 does, with sums of two products in 16 bits."""
+    """Whether this machine multiplies 8-bit numbers as AVX2 does: sums of two products in 16 bits.
+
+    They saturate unless weights keep to 7 bits.
+    """
     avx2, *vnni = (codegen.target_has_features(name, cpu_target()) for name in ("avx2", "avx512vnni", "avxvnni"))
     return avx2 and not any(vnni)
 
