@@ -111,7 +111,7 @@ def measure(
         onnx.save(model, path)
         runs = compiled_runs(path, case.batch, ("dense", *stages), x, labels, threads)
     runs |= torch_runs(model, x, labels, threads, compiled)
-    times = take_turns(runs, rounds_for(runs, seconds))
+    times = take_turns(runs, rounds_for(runs, seconds, least=5))
     rows = []
     for engine_name, own in times.items():
         result = runs[engine_name]() if engine_name not in ("torch", "torch compiled") else None
