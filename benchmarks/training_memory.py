@@ -2,7 +2,7 @@
 
     python -m benchmarks.training_memory [--network NAME ...] [--stage STAGE ...] [--json FILE]
 
-*base* is the resident memory once the engine is imported, *peak* the highest up to the end of the third step, building
+*base* is the resident memory once the engine is imported, *held* after the third step, *peak* the highest until then, building
 and compiling the network included. Images are random. Engines and stages are those of ``benchmarks.training_step``.
 """
 
@@ -27,12 +27,19 @@ STEPS = 3
 
 @dataclass(frozen=True)
 class Row:
-    """One engine on one network, MiB."""
+    """One engine on one network, MiB.
+
+    Attributes:
+        base: before the network is loaded.
+        held: after the last step.
+        peak: until then.
+    """
 
     network: str
     batch: int
     engine: str
     base: float
+    held: float
     peak: float
     over_torch: float | None = None
 
@@ -40,6 +47,12 @@ class Row:
 def resident() -> float:
     """Peak resident memory of this process so far, MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def held() -> float:
+    """Resident memory of this process now, MiB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
 
 
 def measure(name: str, engine: str, threads: int) -> Row:
@@ -63,7 +76,7 @@ def measure(name: str, engine: str, threads: int) -> Row:
             step = compiled_runs(path, case.batch, (engine,), x, labels, threads)[engine]
     for _ in range(STEPS):
         step()
-    return Row(name, case.batch, engine, base, resident())
+    return Row(name, case.batch, engine, base, held(), resident())
 
 
 def run(settings: Settings) -> list[Row]:
@@ -75,14 +88,20 @@ def run(settings: Settings) -> list[Row]:
             in_process(measure, threads, name, engine, threads)
             for engine in ("torch", "dense", *(settings.options.stage or STAGES))
         ]
-        rows += [Row(r.network, r.batch, r.engine, r.base, r.peak, r.peak / found[0].peak) for r in found]
+        rows += [Row(r.network, r.batch, r.engine, r.base, r.held, r.peak, r.peak / found[0].peak) for r in found]
     return rows
 
 
 def table(rows: list[Row]) -> list[list[str]]:
     """A line for each engine."""
     return [
-        [row.network, str(row.batch), row.engine, f"{row.base:.0f}", f"{row.peak:.0f}", f"{row.over_torch:.2f}"]
+        [
+            row.network,
+            str(row.batch),
+            row.engine,
+            *(f"{mib:.0f}" for mib in (row.base, row.held, row.peak)),
+            f"{row.over_torch:.2f}",
+        ]
         for row in rows
     ]
 
@@ -95,7 +114,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 COMMAND = Command(
     name="training_memory",
     description=__doc__,
-    headings=["network", "batch", "engine", "base MiB", "peak MiB", "by torch's"],
+    headings=["network", "batch", "engine", "base MiB", "held MiB", "peak MiB", "by torch's"],
     choices=NAMES,
     run=run,
     table=table,
