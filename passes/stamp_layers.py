@@ -7,10 +7,10 @@ reader.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 
 from adr_tvm import ops
 from adr_tvm._tvm import is_op, tensor_type
@@ -27,22 +27,24 @@ class StampLayers:
 
     Args:
         layers: names.
+        kernel: what makes the stamp of a number, from 1 on.
     """
 
-    def __init__(self, layers: Sequence[str]) -> None:
-        self.layers = list(layers)
+    def __init__(self, layers: Sequence[str], kernel: Callable[[int], tirx.PrimFunc] = stamp_behind) -> None:
+        self.layers, self.kernel = list(layers), kernel
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Make the entry."""
         main = relax.utils.copy_with_new_vars(mod["main"]).with_attr("global_symbol", ENTRY)
         main = relax.transform.ToNonDataflow()(tvm.IRModule({ENTRY: main}))[ENTRY]
         builder = relax.BlockBuilder()
-        kernel = builder.add_func(stamp_behind(), "adr_stamp")
         stamps: dict[str, list[relax.Var]] = {}
         bindings: list[relax.Binding] = []
 
         def stamp(layer: str, tensor: relax.Expr) -> None:
             type_ = tensor_type([STAMP], "int64")
+            number = 2 * self.layers.index(layer) + 1 + len(stamps.get(layer, ()))
+            kernel = builder.add_func(self.kernel(number), "adr_stamp")
             var = relax.Var("stamp", type_)
             bindings.append(relax.VarBinding(var, relax.call_tir(kernel, [tensor], type_)))
             stamps.setdefault(layer, []).append(var)

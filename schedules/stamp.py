@@ -13,6 +13,7 @@ from adr_tvm._tvm import packed_call, packed_tensor
 
 STAMP = 2  # seconds and nanoseconds, int64
 _MONOTONIC = 1  # of Linux's clocks
+_MARK = 0xADA  # no system call of Linux: it returns -1
 
 
 def clock_call(stamps: Any, at: int) -> Any:
@@ -26,13 +27,25 @@ def seconds(stamps: Sequence[int]) -> float:
 
 
 @functools.cache
-def stamp_behind() -> tirx.PrimFunc:
+def stamp_behind(_number: int = 0) -> tirx.PrimFunc:
     """(x, of any shape) -> int64 [STAMP]: a stamp whose place in a program follows from what makes x."""
 
     @T.prim_func(private=True)
     def kernel(x: T.handle, stamp: T.Buffer((T.int64(STAMP),), "int64")):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         T.evaluate(T.call_extern("int32", "clock_gettime", _MONOTONIC, T.address_of(stamp[0])))
+
+    return kernel
+
+
+@functools.cache
+def mark_behind(number: int) -> tirx.PrimFunc:
+    """Like ``stamp_behind``, but makes a system call that only an emulator's plugin knows, with a number from 1 on."""
+
+    @T.prim_func(private=True)
+    def kernel(x: T.handle, stamp: T.Buffer((T.int64(STAMP),), "int64")):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        stamp[0] = T.call_extern("int64", "syscall", T.int64(_MARK), T.int64(number))
 
     return kernel
 
