@@ -74,7 +74,7 @@ def free_port():
 
 
 def when_listening(port):
-    for _ in range(300):
+    for _ in range(1200):
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
             return port

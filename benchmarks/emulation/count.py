@@ -106,7 +106,8 @@ class Emulator:
             at = int(address, 16) - base
             phase = places.phase(at, int(instructions)) if 0 <= at < size else "runtime"
             sections.setdefault(int(section), Counter())[phase] += int(instructions) * int(times)
-        return Counts(sections, int(told["memory"]), told["result"])
+        plain = {section: dict(phases) for section, phases in sections.items()}
+        return Counts(plain, int(told["memory"]), told["result"])
 
 
 def _compile(*command: object) -> None:
