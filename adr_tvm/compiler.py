@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adr_tvm.deploy.threads import set_threads
-from adr_tvm.errors import GoalUnmetError, UsageError
+from adr_tvm.errors import BoardError, GoalUnmetError, UsageError
 from adr_tvm.options import CompileOptions
 from adr_tvm.progress import get_log, progress
 
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
     from adr_tvm.data.calibration import CalibrationSet
     from adr_tvm.loaded_network import LoadedNetwork
     from adr_tvm.plan import ReusePlan
+    from adr_tvm.planner.clock import Clock
     from adr_tvm.planner.options import SearchOptions
     from adr_tvm.planner.search import Outcome
+    from adr_tvm.remote.board import Board
     from adr_tvm.report.results import NetworkResult, Timings
 
 __all__ = ["CompileOptions", "CompileResult", "compile_model", "default_output"]
@@ -76,6 +79,8 @@ def compile_model(
         GoalUnmetError: ``options.min_speedup`` was not reached. The bundle was written, and ``result`` of the
             error is the ``CompileResult``.
         MissingDependencyError: there is no C++ compiler for the target, or for ``--emit bundle`` no runtime.
+        BoardError: the board of ``options.rpc`` failed. Times measured until then are in ``FOLDER-timings.json``
+            beside the folder, tuned schedules in the database.
     """
     options = options or CompileOptions()
     folder = default_output(model_path) if out is None else Path(out)
@@ -95,34 +100,39 @@ def compile_model(
     from adr_tvm.schedules.tuned import tuned_schedules
     from adr_tvm.tuning.choice import open_database
     from adr_tvm.tuning.layers import with_tuning
-    from adr_tvm.tuning.plan import tune_plan
+    from adr_tvm.tuning.plan import tune_plan, tuning_on
     from adr_tvm.tuning.tuner import tune_network
 
     toolchain_of(entry).check()
     linux = find_parts(entry, options.runtime_dir) if options.emit == "bundle" else None
-    timings = None if options.timings is None else Timings.load(options.timings)
-    network = LoadedNetwork(model_path, options)
-    samples, plan = network.open_calibration(calibration), network.given_plan()
-    database = open_database(options.tuning_db, options.tune, network.target, threads)
-    images = 1 if samples is None else samples.batch_size
-    with tuned_schedules(database), bundle.staged(folder) as staging:
-        if database is not None and options.tune is not None:
-            tune_network(network.mod, network.target, database, options.tune, images)
-        outcome = _plan_layers(network, samples, plan, timings, threads)
-        if database is not None and options.tune is not None:
-            outcome = tune_plan(network, outcome, samples, database, options.tune, images)
-        if database is not None:
-            outcome = replace(outcome, result=with_tuning(outcome.result, network.mod, database))
-        library = outcome.executable
-        if entry.foreign:
-            with progress(f"building the library for {entry.name}", None) as step:
-                library = build_plan(network.mod, outcome.plan, network.target)
-                step.advance(1)
-        made = (network.checked, outcome.plan, network.mod, network.target, entry, linux)
-        bundle.write_bundle(staging, library, *made)
-        outcome.result.save(staging)
-        outcome.timings.save(staging / bundle.TIMINGS_FILE)
-        write_report(outcome.result, staging)
+    timings = Timings() if options.timings is None else Timings.load(options.timings)
+    with _board(options) as board, _kept(timings, folder):
+        if board is not None:
+            threads = board.threads
+            options = replace(options, threads=threads)
+        network = LoadedNetwork(model_path, options)
+        samples, plan = network.open_calibration(calibration), network.given_plan()
+        cpu = None if board is None else board.name
+        database = open_database(options.tuning_db, options.tune, network.target, threads, cpu)
+        images = 1 if samples is None else samples.batch_size
+        with tuned_schedules(database), bundle.staged(folder) as staging:
+            if database is not None and options.tune is not None:
+                tune_network(network.mod, network.target, database, options.tune, images, *tuning_on(board))
+            outcome = _plan_layers(network, samples, plan, timings, threads, board)
+            if database is not None and options.tune is not None:
+                outcome = tune_plan(network, outcome, samples, database, options.tune, images, board)
+            if database is not None:
+                outcome = replace(outcome, result=with_tuning(outcome.result, network.mod, database))
+            library = outcome.executable
+            if entry.foreign:
+                with progress(f"building the library for {entry.name}", None) as step:
+                    library = build_plan(network.mod, outcome.plan, network.target)
+                    step.advance(1)
+            made = (network.checked, outcome.plan, network.mod, network.target, entry, linux)
+            bundle.write_bundle(staging, library, *made)
+            outcome.result.save(staging)
+            outcome.timings.save(staging / bundle.TIMINGS_FILE)
+            write_report(outcome.result, staging)
     get_log().info("wrote %s", folder)
     compiled = CompileResult(folder, outcome.plan, outcome.result)
     _check_goal(compiled, options.min_speedup)
@@ -133,13 +143,15 @@ def _plan_layers(
     network: LoadedNetwork,
     samples: CalibrationSet | None,
     plan: ReusePlan | None,
-    timings: Timings | None,
+    timings: Timings,
     threads: int,
+    board: Board | None,
 ) -> Outcome:
     """Search, or measure the given plan; the dense network is compared with ONNX Runtime first."""
     from adr_tvm.build import build_module, build_plan
     from adr_tvm.frontend.dense_check import check_dense, some_inputs
     from adr_tvm.passes.mark_candidates import find_candidates
+    from adr_tvm.planner.board_clock import BoardClock
     from adr_tvm.planner.core_cost import foreign_cost_model
     from adr_tvm.planner.cost_file import find_cost_model, recorded
     from adr_tvm.planner.predicted_clock import PredictedClock
@@ -158,11 +170,15 @@ def _plan_layers(
         get_log().info("%s", CALIBRATION_HINT)
         notes.append(CALIBRATION_HINT)
     arguments = (samples, network.host, _search_options(options), timings)
-    lanes, cost, clock = isa_of(network.target).lanes, None, None
+    lanes, cost = isa_of(network.target).lanes, None
+    clock: Clock | None = None
     if options.entry.foreign:
-        cost = foreign_cost_model(options.entry, options.cost_model, threads, lanes)
+        cost = recorded(timings, threads) if options.cost_model is None else None
+        cost = cost or foreign_cost_model(options.entry, options.cost_model, threads, lanes)
         candidates = find_candidates(network.mod["main"], "main", network.rules)
         clock = PredictedClock(cost, options.entry.name, candidates)
+        if board is not None:
+            clock = BoardClock(board, network.mod, network.target, timings)
     elif plan is None and samples is not None and not options.lossless:
         cost = None if options.cost_model is not None else recorded(timings, threads)
         cost = cost or find_cost_model(options.cost_model, threads, lanes)
@@ -179,6 +195,43 @@ def _plan_layers(
         notes=[*outcome.result.notes, *notes],
     )
     return replace(outcome, plan=plan or replace(outcome.plan, target=options.entry.name), result=result)
+
+
+@contextmanager
+def _board(options: CompileOptions) -> Iterator[Board | None]:
+    """The board that the options name, connected; None without one."""
+    if options.board is None:
+        yield None
+        return
+    from adr_tvm.remote.board import Board
+
+    entry, address = options.entry, options.board
+    board = Board(address, entry, entry.make(options.threads), options.rpc_timeout)
+    try:
+        plural = "" if board.threads == 1 else "s"
+        get_log().info("measuring on %s at %s, with %d thread%s", board.name, address, board.threads, plural)
+        if options.threads not in (None, board.threads):
+            raise UsageError(
+                f"--threads is {options.threads}, but the RPC server at {address} runs with {board.threads}: start it "
+                f"with TVM_NUM_THREADS={options.threads} in its environment, or leave --threads out"
+            )
+        yield board
+    finally:
+        board.close()
+
+
+@contextmanager
+def _kept(timings: Timings, folder: Path) -> Iterator[None]:
+    """Where a board fails, the times measured until then are written beside the bundle's folder."""
+    known = len(timings)
+    try:
+        yield
+    except BoardError as error:
+        if len(timings) == known:
+            raise
+        path = folder.with_name(f"{folder.name}-timings.json")
+        timings.save(path)
+        raise BoardError(f"{error}; the times measured so far are kept: go on with --timings {path}") from error
 
 
 def _search_options(options: CompileOptions) -> SearchOptions:

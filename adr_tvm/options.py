@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adr_tvm.errors import UsageError
+from adr_tvm.remote.address import Address, parse_address
 from adr_tvm.settings import GRANULARITIES, HASH_FAMILIES, MAX_BITS, SCOPES
 from adr_tvm.targets import TargetEntry, find_target, read_target
 
@@ -56,6 +57,10 @@ class CompileOptions:
         emit: ``library``: the folder that ``adr_tvm.load`` takes; ``bundle``: also what C and C++ need to run it.
         runtime_dir: folder with TVM's runtime for the target, or its wheels; None: this machine's, where it fits.
         dump_ir: folder that takes the module after each pass.
+        rpc: address of a board, or of a tracker, as ``HOST:PORT``: times are measured there; None: they are measured
+            here, or for another machine's target predicted.
+        key: of the board.
+        rpc_timeout: seconds that any call of the board may take.
 
     Raises:
         UsageError: a value out of range, or options that contradict each other.
@@ -89,6 +94,9 @@ class CompileOptions:
     emit: str = "library"
     runtime_dir: str | Path | None = None
     dump_ir: str | Path | None = None
+    rpc: str | None = None
+    key: str | None = None
+    rpc_timeout: float = 60.0
 
     def __post_init__(self) -> None:
         self._check_target()
@@ -101,6 +109,11 @@ class CompileOptions:
     def entry(self) -> TargetEntry:
         """What to compile for."""
         return find_target(self.target) if self.target_json is None else read_target(self.target_json)
+
+    @cached_property
+    def board(self) -> Address | None:
+        """Where times are measured; None: not on a board."""
+        return None if self.rpc is None else parse_address(self.rpc, self.key)
 
     @property
     def narrowed(self) -> dict[str, object]:
@@ -117,14 +130,19 @@ class CompileOptions:
     def _check_target(self) -> None:
         if self.target_json is not None and self.target != "cpu":
             raise UsageError("--target and --target-json both say what to compile for: give one")
-        if not self.entry.foreign:
+        if self.rpc is None and self.key is not None:
+            raise UsageError("--key names a board of --rpc HOST:PORT, which is missing")
+        if self.board is not None and not self.entry.foreign:
+            raise UsageError("--rpc needs the board's --target, or its --target-json; cpu is this machine")
+        if self.board is not None or not self.entry.foreign:
             return
         given = (("--tune", self.tune), ("--tuning-db", self.tuning_db), ("--timings", self.timings))
         measured = [flag for flag, value in given if value is not None]
         if measured:
             raise UsageError(
                 f"{' and '.join(measured)} cannot go with target {self.entry.name}: its code does not run on this "
-                "machine, so nothing is measured; --cost-model takes what adr-bench --fit-machine measured there"
+                "machine, so nothing is measured; with --rpc HOST:PORT a board measures, and --cost-model takes what "
+                "adr-bench --fit-machine measured there"
             )
 
     def _check_numbers(self) -> None:
@@ -140,7 +158,11 @@ class CompileOptions:
             if value is not None and not (value >= lowest and (highest is None or value <= highest)):
                 to = "or more" if highest is None else f"to {highest}"
                 raise UsageError(f"{flag} is {value}, expected {lowest} {to}")
-        for flag, number in (("--time-budget", self.time_budget), ("--min-speedup", self.min_speedup)):
+        for flag, number in (
+            ("--time-budget", self.time_budget),
+            ("--min-speedup", self.min_speedup),
+            ("--rpc-timeout", self.rpc_timeout),
+        ):
             if number is not None and not (number > 0 and math.isfinite(number)):
                 raise UsageError(f"{flag} is {number}, expected more than 0")
         if self.min_psnr is not None and not math.isfinite(self.min_psnr):

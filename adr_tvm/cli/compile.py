@@ -40,6 +40,8 @@ examples:
       an earlier plan, without a search
   adr-compile m.onnx --target rpi4 --calib images.npz
       for a Raspberry Pi 4; times are predicted, nothing runs there
+  adr-compile m.onnx --target rpi4 --calib images.npz --rpc 192.168.0.7:9090
+      the same, measured on the board, where an RPC server runs
   adr-compile m.onnx --target rpi4 --emit bundle --runtime-dir tvm-aarch64
       a folder that runs there without Python; how to get the runtime is told
   adr-compile m.onnx --tune 32 --tuning-db my-machine.jsonl
@@ -53,7 +55,8 @@ half verify it.
 exit codes:
   0 done, also when all layers stay dense    4 --min-speedup not reached; the
   1 internal error                             best found is written
-  2 wrong use                                5 a dependency is missing
+  2 wrong use                                5 a dependency is missing, or
+                                               the board failed
   3 bad or unsupported model or data       130 interrupted"""
 
 
@@ -87,6 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     add_verbosity(parser)
     _add_model_options(parser.add_argument_group("model and target"))
+    _add_board_options(parser.add_argument_group("measuring on a board"))
     _add_accuracy_options(parser.add_argument_group("accuracy"))
     _add_search_options(parser.add_argument_group("search"))
     _add_output_options(parser.add_argument_group("looking inside"))
@@ -112,6 +116,22 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--threads", metavar="N", type=int, help="threads to measure with (default: all physical cores), or of a board"
+    )
+
+
+def _add_board_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--rpc",
+        metavar="HOST:PORT",
+        help="measure on the board whose RPC server (adr-rpc-server, or TVM's) is there, or on one of the "
+        "tracker there",
+    )
+    group.add_argument("--key", metavar="NAME", help="the board's key: which of a tracker's boards to take")
+    group.add_argument(
+        "--rpc-timeout",
+        metavar="S",
+        type=float,
+        help="seconds that the board may take to become free, or for any call (default: 60)",
     )
 
 
