@@ -1,0 +1,95 @@
+"""Constants and sizes of the int8 kernels: words of weights, tables of rescaling, scratch memory.
+
+Words hold four int8, the first in the lowest byte, and are written as int32: their value is the same on every machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from adr_tvm.geometry import ConvGeometry
+from adr_tvm.int8.fixed_point import Rescale
+from adr_tvm.settings import ReuseSetting
+
+TABLE_WORDS = 8192  # of products, where that is enough: 32 KiB
+
+
+def pack_weights(matrix: np.ndarray) -> np.ndarray:
+    """int8 [..., M, K] as int32 words [..., ceil(M / 2), ceil(K / 4), 2]; zeros behind the last filter and entry."""
+    *outer, M, K = matrix.shape
+    even = [(0, 0)] * len(outer) + [(0, M % 2), (0, -K % 4)]
+    padded = np.pad(matrix.astype(np.int8), even)
+    words = np.ascontiguousarray(padded).view("<i4").astype(np.int32)
+    return np.ascontiguousarray(np.swapaxes(words.reshape(*outer, (M + 1) // 2, 2, -1), -1, -2))
+
+
+def convolution_matrix(weight: np.ndarray) -> np.ndarray:
+    """[M, K] of HWIO weights, K in the order (KH, KW, C)."""
+    return np.ascontiguousarray(weight.reshape(-1, weight.shape[-1]).T)
+
+
+def pixel_matrix(weight: np.ndarray, S: int, L: int) -> np.ndarray:
+    """[M, K] of HWIO weights, K in the order (KH, KW, S, L rounded up to 4)."""
+    KH, KW, C, M = weight.shape
+    cut = np.pad(weight, ((0, 0), (0, 0), (0, S * L - C), (0, 0))).reshape(KH * KW, S, L, M)
+    return convolution_matrix(np.pad(cut, ((0, 0), (0, 0), (0, -L % 4), (0, 0))).reshape(-1, M))
+
+
+def pack_planes(planes: np.ndarray) -> np.ndarray:
+    """Words [S, ceil(H / 2), ceil(L / 4), 2] of planes int8 [S, L, H]."""
+    return pack_weights(planes.transpose(0, 2, 1))
+
+
+def rescale_table(
+    bias: np.ndarray, rescale: Rescale, residual: tuple[np.ndarray, np.ndarray] | None = None
+) -> np.ndarray:
+    """int32 [M, 3] of bias, multiplier, shift; [M, 5] with those of a residual."""
+    return np.stack([bias, rescale.multiplier, rescale.shift, *(residual or ())], axis=1).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class ReuseMemory:
+    """Sizes of a layer that reuses, fixed when it is compiled.
+
+    Attributes:
+        capacity: clusters that a segment can have.
+        slots: of its hash table.
+        max_clusters: the guard; 2^31 - 1 without one.
+        centroids: room for those of all segments.
+        table_words: for products of one segment.
+        scratch: bytes in all.
+    """
+
+    capacity: int
+    slots: int
+    max_clusters: int
+    centroids: int
+    table_words: int
+    scratch: int
+
+
+def _rounded(clusters: int) -> int:
+    return (clusters + 4) // 4 * 4
+
+
+def pixel_memory(geometry: ConvGeometry, setting: ReuseSetting) -> ReuseMemory:
+    """Memory of ``reuse_pixel_i8.c``."""
+    S, L = geometry.segments(setting), geometry.vector_length(setting)
+    bits = 0 if setting.hash == "exact" else setting.H
+    vectors = geometry.positions(setting)
+    limit = 2**31 - 1 if setting.max_clusters is None else setting.max_clusters
+    capacity = min(min(2**bits, vectors) + 1 if bits else vectors, limit + 1)
+    slots = 1 << (2 * capacity - 1).bit_length()
+    centroids = min(S * _rounded(capacity), limit + 4 * S)
+    steps, taps = -(-L // 4), geometry.KH * geometry.KW
+    grid = ((geometry.OH - 1) * geometry.strides[0] + (geometry.KH - 1) * geometry.dilation[0] + 1) * (
+        (geometry.OW - 1) * geometry.strides[1] + (geometry.KW - 1) * geometry.dilation[1] + 1
+    )
+    whole, row = 8 * _rounded(capacity) * taps, 8 * _rounded(capacity) * geometry.KW
+    table = max(row, min(whole, TABLE_WORDS))
+    clustering = capacity * (4 * steps + 2) + slots // 2 + 12 * steps + 8 * -(-bits // 2)
+    gathering = 8 * geometry.rows + table + grid
+    words = S + -(-S * grid // 2) + 2 * steps * centroids + max(clustering, gathering)
+    return ReuseMemory(capacity, slots, limit, centroids, table, 4 * max(words, 8 * steps * S * taps))

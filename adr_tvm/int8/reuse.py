@@ -1,0 +1,136 @@
+"""Reuse of int8 vectors in integer arithmetic: the oracle of the C kernels (``docs/algorithm.md``, I6 to I9).
+
+Bits are ``dot > threshold`` of int8 vectors and planes, summed in int32, so a hash never rounds and ids are equal on
+every machine. Centroids are means rounded to int8, ties to even; products of centroids are int32 and rescaled once,
+when all are added up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from adr_tvm.geometry import ConvGeometry
+from adr_tvm.hashing.vectors import hashed_vectors, neuron_vectors
+from adr_tvm.int8.fixed_point import round_divide
+from adr_tvm.int8.operators import conv2d_sums
+from adr_tvm.reference_ids import number, read_index
+from adr_tvm.settings import ReuseSetting
+
+INT32_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerPlanes:
+    """Hash planes of an int8 layer.
+
+    Attributes:
+        planes: int8 [S, L, H].
+        thresholds: int32 [S, H]; a bit is set where the dot product is larger.
+    """
+
+    planes: np.ndarray
+    thresholds: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerReuse:
+    """Sums and inner state of one reuse layer, an image a unit.
+
+    Attributes:
+        sums: int32 [B, OH, OW, M], bias included.
+        ids: int32 [B, S, positions]; -1 where there is no vector.
+        clusters: int64 [B, S].
+        seen: int64 [B], clusters that were counted: those of all segments, or of an image that runs dense one more than
+            the guard allows.
+        reused: bool [B], False where the guard ran the image dense.
+    """
+
+    sums: np.ndarray
+    ids: np.ndarray
+    clusters: np.ndarray
+    seen: np.ndarray
+    reused: np.ndarray
+
+
+def quantise_planes(planes: np.ndarray, thresholds: np.ndarray, scale: float) -> IntegerPlanes:
+    """Planes float32 [S, L, H] and thresholds [S, H] for vectors of int8 in units of ``scale``.
+
+    Each plane is scaled to a largest entry of 127. A bit keeps its meaning up to that rounding; +inf stays "never".
+    """
+    largest = np.abs(planes).max(axis=1)
+    steps = np.where(largest > 0, largest, 1) / 127
+    rounded = np.rint(planes / steps[:, None]).astype(np.int8)
+    limits = np.asarray(thresholds, np.float64) / (steps.astype(np.float64) * scale)
+    limits = np.where(np.isposinf(limits), INT32_MAX, np.floor(np.clip(limits, -(2**30), 2**30)))
+    return IntegerPlanes(rounded, limits.astype(np.int32))
+
+
+def labels(vectors: np.ndarray, setting: ReuseSetting, planes: IntegerPlanes | None) -> np.ndarray:
+    """What members of a cluster share, int64 [n, S], of vectors int8 [n, S, L]: the key, or with ``exact`` the data."""
+    n, S, L = vectors.shape
+    if setting.hash == "exact":
+        data = np.ascontiguousarray(vectors).reshape(n * S, L).view(np.dtype((np.void, L))).reshape(-1)
+        return np.unique(data, return_inverse=True)[1].reshape(n, S)
+    if planes is None:
+        raise ValueError(f"hash {setting.hash} needs planes")
+    dots = np.einsum("nsl,slh->nsh", vectors.astype(np.int64), planes.planes.astype(np.int64))
+    keys = (dots > planes.thresholds) @ (1 << np.arange(planes.planes.shape[2], dtype=np.int64))
+    return np.where((vectors == 0).all(axis=2), -1, keys)
+
+
+def centroids(vectors: np.ndarray, ids: np.ndarray, exact: bool) -> np.ndarray:
+    """int8 [clusters, L] of vectors int8 [n, L] with ids [n]: the first member if ``exact``, else the rounded mean."""
+    members = np.flatnonzero(ids >= 0)
+    members = members[np.argsort(ids[members], kind="stable")]
+    if not len(members):
+        return np.zeros((0, vectors.shape[1]), np.int8)
+    _, starts, counts = np.unique(ids[members], return_index=True, return_counts=True)
+    if exact:
+        return vectors[members[starts]]
+    sums = np.add.reduceat(vectors[members].astype(np.int64), starts, axis=0)
+    return round_divide(sums, counts[:, None]).astype(np.int8)
+
+
+def reuse_conv2d(
+    x: np.ndarray,
+    w: np.ndarray,
+    bias: np.ndarray,
+    geometry: ConvGeometry,
+    setting: ReuseSetting,
+    planes: IntegerPlanes | None = None,
+) -> IntegerReuse:
+    """The reused layer on int8 x [B, H, W, C] with HWIO int8 weights and bias int32 [M]."""
+    S, n = geometry.segments(setting), geometry.positions(setting)
+    vectors = neuron_vectors(x, geometry, setting).astype(np.int8).reshape(len(x), n, S, -1)
+    hashed = hashed_vectors(geometry, setting)
+    ids = np.full((len(x), S, n), -1, np.int32)
+    clusters = np.zeros((len(x), S), np.int64)
+    rebuilt = vectors.copy()
+    for image in range(len(x)):
+        label = labels(vectors[image], setting, planes)
+        for s in range(S):
+            ids[image, s, hashed[:, s]] = number(label[hashed[:, s], s])
+            table = centroids(vectors[image, :, s], ids[image, s], setting.hash == "exact")
+            clusters[image, s] = len(table)
+            rebuilt[image, hashed[:, s], s] = table[ids[image, s, hashed[:, s]]]
+    limit = np.inf if setting.max_clusters is None else setting.max_clusters
+    seen = np.minimum(clusters.sum(axis=1), limit + 1)
+    reused = seen <= limit
+    rebuilt[~reused] = vectors[~reused]
+    return IntegerReuse(_multiply(x, rebuilt, w, bias, geometry, setting), ids, clusters, seen, reused)
+
+
+def _multiply(
+    x: np.ndarray, rebuilt: np.ndarray, w: np.ndarray, bias: np.ndarray, geometry: ConvGeometry, setting: ReuseSetting
+) -> np.ndarray:
+    rows = rebuilt.reshape(len(x), rebuilt.shape[1], -1)
+    if setting.granularity == "pixel":
+        image = np.zeros(x.shape, np.int8)
+        shape = (len(x), len(geometry.read_rows), len(geometry.read_cols), geometry.C)
+        image[read_index(geometry)] = rows[:, :, : geometry.C].reshape(shape)
+        return conv2d_sums(image, w, bias, geometry)
+    matrix = w.astype(np.float64).transpose(2, 0, 1, 3).reshape(geometry.K, geometry.M)
+    sums = rows[:, :, : geometry.K].astype(np.float64) @ matrix + bias
+    return sums.astype(np.int32).reshape(len(x), geometry.OH, geometry.OW, geometry.M)
