@@ -128,9 +128,9 @@ def _binary(call: relax.Call) -> Converted:
     shape, whole = static_shape(x), operand.astype(np.float32)
     if whole.size == 1:
         whole = whole.reshape(1)
-    elif whole.shape and whole.size == whole.shape[-1] == shape[-1]:
-        whole = whole.reshape(-1)
-    elif whole.size == np.prod(shape[1:]) and whole.reshape(-1).shape[0] and _same_rank(whole.shape, shape):
+    elif (whole.shape and whole.size == whole.shape[-1] == shape[-1]) or (
+        whole.size == np.prod(shape[1:]) and whole.reshape(-1).shape[0] and _same_rank(whole.shape, shape)
+    ):
         whole = whole.reshape(-1)
     else:
         raise Unsupported(f"an operand of shape {list(whole.shape)}")
