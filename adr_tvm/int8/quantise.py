@@ -1,13 +1,14 @@
 """From a float graph and ranges to a graph of int8 (``docs/algorithm.md``, I1 to I5).
 
 Operators with an integer kernel get int8 tensors; others stay fp32 between ``dequantise`` and ``quantise``. Inputs and
-outputs of the network stay fp32: it begins with ``quantise``, and a last dense layer gives its sums, scaled to reals, which
-is one rounding less than int8.
+outputs of the network stay fp32: it begins with ``quantise``, and a last dense layer gives its sums, scaled to reals,
+which is one rounding less than int8.
 
 | kind, with an int8 input | constants | attributes |
 |---|---|---|
-| ``conv2d``, ``grouped_conv2d``, ``dense``, ``reuse_*`` | ``weight`` int8, ``bias`` int32 | also ``rescale``, ``low``, ``high``; of a residual ``residual_rescale`` |
-| the same, ``planes`` | int8, ``thresholds`` int32 | |
+| ``conv2d``, ``grouped_conv2d``, ``dense``, ``reuse_*`` | ``weight`` int8, ``bias`` int32 | ``rescale``, ``low``, ``high`` |
+| ``conv2d`` with a residual | | also ``residual_rescale`` |
+| ``reuse_*`` | also ``planes`` int8, ``thresholds`` int32 | |
 | ``logits`` | ``weight`` int8 [K, M], ``bias`` int32, ``scale`` float32 [M] | ``geometry`` |
 | ``average`` | | ``window``, ``rescale`` of one factor |
 | ``add`` | | ``multipliers``, ``shift``, ``low``, ``high`` |

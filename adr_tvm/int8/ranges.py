@@ -16,8 +16,8 @@ LEVELS = 127
 class RangeObserver:
     """Magnitudes of one tensor.
 
-    Values are counted in equal bins from 0 to ``limit``, a power of two that doubles, pairs of bins joined, when a value
-    exceeds it; so no data are kept.
+    Values are counted in equal bins from 0 to ``limit``, a power of two that doubles, pairs of bins joined, when a
+    value exceeds it; so no data are kept.
     """
 
     def __init__(self) -> None:
