@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import tvm
 from tvm import relax
 
-from adr_tvm._tvm import constant, node_name, static_shape
+from adr_tvm._tvm import constant, node_name
 from adr_tvm.bare_c.graph import Graph, Operator, Tensor
 from adr_tvm.bare_c.relax_operators import CONVERTERS, Converted, Unsupported
 from adr_tvm.errors import ModelError
@@ -24,7 +25,14 @@ from adr_tvm.passes.fuse_lrn import FuseLrn
 from adr_tvm.passes.fuse_residual import FuseResidual
 from adr_tvm.plan import ReusePlan
 
+# Names that a tensor cannot have: of C, and of the driver's own variables.
+RESERVED = (
+    "auto break case char const continue default do double else enum extern float for goto if inline int long register "
+    "restrict return short signed sizeof static struct switch typedef union unsigned void volatile while errno "
+    "arena arena_bytes at counts null"
+).split()
 MAX_NAME = 40
+MAX_ENTRIES = 2**29  # indices are int32
 
 
 def graph_of(mod: tvm.IRModule, checked: CheckedModel, plan: ReusePlan) -> Graph:
@@ -53,13 +61,13 @@ class _Builder:
         self.tensors: dict[str, Tensor] = {}
         self.operators: list[Operator] = []
         self.values: dict[Any, Any] = {}  # by variable: name of a tensor, a tuple of them, or None (not read)
-        self.taken: Counter[str] = Counter()
+        self.taken: Counter[str] = Counter(RESERVED)
         self.missing: dict[str, list[str]] = {}
 
     def build(self, func: relax.Function, checked: CheckedModel) -> Graph:
         inputs = tuple(spec.name for spec in checked.inputs)
         for param, name in zip(func.params, inputs, strict=True):
-            self.values[param] = self._tensor(param, name)
+            self.values[param] = self._tensor(param.ty, name)
         given = tuple(self.values[param] for param in func.params)
         for block in func.body.blocks:
             for binding in block.bindings:
@@ -69,23 +77,37 @@ class _Builder:
             raise ModelError(f"{checked.path.name} has operators without C code (--emit c): {listed}")
         found = self._value(func.body.body, None)
         made: list[str] = []
-        for name in found if isinstance(found, tuple) else (found,):
-            made.append(self._copied(name) if name in given or name in made else name)
+        for name, spec in zip(found if isinstance(found, tuple) else (found,), checked.outputs, strict=True):
+            name = self._copied(name) if name in given or name in made else name
+            made.append(self._renamed(name, self._unique(identifier(spec.name))))
         return Graph(self.tensors, tuple(self.operators), given, tuple(made))
+
+    def _renamed(self, name: str, to: str) -> str:
+        """Give a tensor another name; returns it."""
+
+        def of(each: str) -> str:
+            return to if each == name else each
+
+        self.tensors = {of(key): replace(tensor, name=of(key)) for key, tensor in self.tensors.items()}
+        self.operators = [
+            replace(each, inputs=tuple(map(of, each.inputs)), output=of(each.output)) for each in self.operators
+        ]
+        return to
 
     def _unique(self, name: str) -> str:
         self.taken[name] += 1
         return name if self.taken[name] == 1 else self._unique(f"{name}_{self.taken[name]}")
 
-    def _tensor(self, expr: relax.Expr, name: str) -> str:
-        shape, dtype = static_shape(expr), str(expr.ty.dtype)
+    def _tensor(self, type_: relax.TensorType, name: str) -> str:
+        shape = tuple(int(dim) if isinstance(dim, tvm.tirx.IntImm) else None for dim in type_.shape)
+        dtype = str(type_.dtype)
         name = self._unique(identifier(name))
         if dtype != "float32":
             raise ModelError(f"{name} is {dtype}: bare C (--emit c) computes in float32")
         if shape and shape[0] not in (None, 1):
             raise ModelError(f"{name} is of a batch of {shape[0]}: bare C (--emit c) takes one sample a call")
-        fixed = (1, *shape[1:])
-        if not shape or None in fixed or math.prod(fixed) > 2**29:
+        fixed = (1, *(dim or 0 for dim in shape[1:]))
+        if not shape or None in shape[1:] or math.prod(fixed) > MAX_ENTRIES:
             raise ModelError(f"{name} has no fixed shape of at most 2^29 entries: give one by --input-shapes")
         self.tensors[name] = Tensor(name, fixed)
         return name
@@ -127,16 +149,21 @@ class _Builder:
 
     def _append(self, converted: Converted, inputs: tuple[Any, ...], call: relax.Call, var: relax.Var | None) -> Any:
         reuses = converted.kind.startswith("reuse_")
-        result = relax.TupleGetItem(call, 0) if reuses else call
-        if reuses:
-            shape = (1, *static_shape_of(call.ty.fields[0])[1:])
-            name = self._unique(identifier(converted.name))
-            self.tensors[name] = Tensor(name, shape)
-        else:
-            name = self._tensor(result, converted.name or (node_name(call) or converted.kind))
+        result = call.ty.fields[0] if reuses else call.ty
+        name = self._tensor(result, converted.name or (node_name(call) or converted.kind))
         label = converted.name or node_name(call) or name
+        if converted.kind == "concat":
+            self._concatenate(label, inputs, name, converted.attributes["axis"])
+            return name
         self.operators.append(Operator(converted.kind, label, inputs, name, converted.constants, converted.attributes))
         return (name, None) if reuses else name
+
+    def _concatenate(self, label: str, inputs: tuple[Any, ...], name: str, axis: int) -> None:
+        start = 0
+        for i, part in enumerate(inputs):
+            attributes = {"axis": axis, "start": start}
+            self.operators.append(Operator("concat_part", f"{label} {i}", (part,), name, {}, attributes))
+            start += self.tensors[part].shape[axis]
 
     def _copied(self, name: str) -> str:
         """A copy of a tensor, where the model returns an input, or a result twice."""
@@ -144,8 +171,3 @@ class _Builder:
         self.tensors[copy] = Tensor(copy, self.tensors[name].shape)
         self.operators.append(Operator("view", copy, (name,), copy))
         return copy
-
-
-def static_shape_of(type_: relax.TensorType) -> tuple[int | None, ...]:
-    """Dimensions of a tensor type as ints, None where symbolic."""
-    return tuple(int(dim) if isinstance(dim, tvm.tirx.IntImm) else None for dim in type_.shape)

@@ -7,7 +7,7 @@ them packed is the kernel's affair (``kernel_calls.py``). Kinds of operators, wi
 | kind | inputs | constants | attributes |
 |---|---|---|---|
 | ``conv2d`` | x [, residual] | ``weight`` [KH, KW, C, M], ``bias`` [M] | ``geometry``, ``activation`` |
-| ``grouped_conv2d`` | x | ``weight`` [KH, KW, C / groups, M], ``bias`` [M] | ``geometry`` (of one group), ``groups``, ``activation`` |
+| ``grouped_conv2d`` | x | ``weight`` [KH, KW, C / groups, M], ``bias`` | the same, of a group, and ``groups`` |
 | ``dense`` | x [1, K] or [1, T, K] | ``weight`` [K, M], ``bias`` [M] | ``geometry`` (1x1), ``activation`` |
 | ``reuse_conv2d``, ``reuse_dense`` | x | the same, ``planes`` [S, L, H], ``thresholds`` [S, H] | also ``setting`` |
 | ``max_pool2d``, ``avg_pool2d`` | x | | ``window`` (``Window``), ``count_pads`` |
@@ -16,7 +16,7 @@ them packed is the kernel's affair (``kernel_calls.py``). Kinds of operators, wi
 | ``unary`` | x | | ``function``; ``activation`` where that is the function |
 | ``binary`` | a, b of one shape, or a alone | ``operand`` that b is, or that a is (``swapped``) | ``function`` |
 | ``mean`` | x [1, ..., C] | | over all axes but the first and the last |
-| ``concat`` | any number | | ``axis`` |
+| ``concat_part`` | x | | ``axis``, ``start``: where in the output x goes; one operator for each input of a ``Concat`` |
 | ``strided_slice`` | x | | ``begin``, ``strides`` of each axis |
 | ``pad`` | x | | ``before`` of each axis, ``value`` |
 | ``transpose`` | x | | ``axes`` |

@@ -55,7 +55,8 @@ def _layer(call: relax.Call) -> Converted:
     """``adr.conv2d``, ``adr.conv2d_add``, ``adr.grouped_conv2d``, ``adr.dense`` and those with reuse."""
     kind = call.op.name.removeprefix("relax.adr.")
     attributes: dict[str, Any] = {"geometry": ops.geometry_of(call), "activation": ops.activation_of(call)}
-    inputs, parts = [call.args[0]], ("weight", "bias")
+    inputs = [call.args[0]]
+    parts: tuple[str, ...] = ("weight", "bias")
     if kind == "conv2d_add":
         kind, inputs = "conv2d", [call.args[0], call.args[3]]
     if kind == "grouped_conv2d":
@@ -82,11 +83,11 @@ def _pool(call: relax.Call) -> Converted:
 def _fits(call: relax.Call) -> bool:
     """Whether the windows fill the padded image, so that rounding up changes nothing."""
     a, x = call.attrs, static_shape(call.args[0])
-    spans = [
-        x[axis + 1] + int(a.padding[axis]) + int(a.padding[axis + 2]) - int(a.dilation[axis]) * (int(a.pool_size[axis]) - 1) - 1
-        for axis in (0, 1)
-    ]  # fmt: skip
-    return all(span % int(stride) == 0 for span, stride in zip(spans, a.strides, strict=True))
+    for axis in (0, 1):
+        span = int(a.dilation[axis]) * (int(a.pool_size[axis]) - 1) + 1
+        if (x[axis + 1] + int(a.padding[axis]) + int(a.padding[axis + 2]) - span) % int(a.strides[axis]):
+            return False
+    return True
 
 
 def _lrn(call: relax.Call) -> Converted:
@@ -125,22 +126,18 @@ def _binary(call: relax.Call) -> Converted:
     operand, x = (b, call.args[0]) if b is not None else (a, call.args[1])
     assert operand is not None
     attributes["swapped"] = b is None
-    shape, whole = static_shape(x), operand.astype(np.float32)
-    if whole.size == 1:
-        whole = whole.reshape(1)
-    elif whole.shape and whole.size == whole.shape[-1] == shape[-1]:
-        whole = whole.reshape(-1)
-    elif whole.size == np.prod(shape[1:]) and whole.reshape(-1).shape[0] and _same_rank(whole.shape, shape):
-        whole = whole.reshape(-1)
-    else:
-        raise Unsupported(f"an operand of shape {list(whole.shape)}")
-    return Converted("binary", (x,), {"operand": whole}, attributes)
+    return Converted("binary", (x,), {"operand": _operand(operand, static_shape(x))}, attributes)
 
 
-def _same_rank(found: tuple[int, ...], shape: tuple[Any, ...]) -> bool:
+def _operand(operand: np.ndarray, shape: tuple[Any, ...]) -> np.ndarray:
+    """A constant operand as float32 [1], [C] or [all entries] of a tensor [1, ..., C]."""
+    found = operand.shape
     while found and found[0] == 1 and len(found) >= len(shape):
         found = found[1:]
-    return found == tuple(shape[1:])
+    per_channel = bool(operand.shape) and operand.size == operand.shape[-1] == shape[-1]
+    if operand.size == 1 or per_channel or found == tuple(shape[1:]):
+        return operand.astype(np.float32).reshape(-1)
+    raise Unsupported(f"an operand of shape {list(operand.shape)}")
 
 
 def _mean(call: relax.Call) -> Converted:
