@@ -21,6 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import adr_tvm
 from adr_tvm.bare_c.graph import Graph, Operator, Tensor
+from adr_tvm.bare_c.int8_calls import INT8_HEADER
 from adr_tvm.bare_c.kernel_call import KernelCall
 from adr_tvm.bare_c.kernel_calls import kernel_call
 from adr_tvm.bare_c.memory_plan import ALIGNMENT, MemoryPlan, Place, plan_memory
@@ -51,6 +52,12 @@ class CNetwork:
     def calls(self) -> list[KernelCall]:
         """Kernels in the order of the operators."""
         return [kernel_call(self.graph, operator) for operator in self.graph.operators]
+
+    @property
+    def headers(self) -> list[str]:
+        """Headers that declare the kernels."""
+        integer = any(tensor.dtype == "int8" for tensor in self.graph.tensors.values())
+        return [HEADER, INT8_HEADER] if integer else [HEADER]
 
     @cached_property
     def memory(self) -> MemoryPlan:
@@ -118,6 +125,7 @@ def _render(template: str, network: CNetwork) -> str:
         alignment=ALIGNMENT,
         weights_bytes=network.weights_bytes,
         reuse_layers=[_comment(layer.name) for layer in graph.reuse_layers],
+        headers=network.headers,
         calls=list(_statements(network)),
         copies=bool(memory.copies),
         uses_arena=any(place.where == "arena" for place in memory.places.values()),

@@ -20,7 +20,7 @@ def observe(graph: Graph, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[s
         for name, value in values.items():
             ranges[name].update(value)
         for i, operator in enumerate(graph.operators):
-            values[operator.output] = run_operator(graph, operator, [values[name] for name in operator.inputs])
+            values[operator.output] = run_operator(graph, operator, values)
             ranges[operator.output].update(values[operator.output])
             for name in operator.inputs:
                 if last[name] == i and name not in graph.outputs:

@@ -19,21 +19,20 @@ def run_integer(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.
     """All tensors [B, ...] by name."""
     values = {name: np.asarray(inputs[name], np.float32) for name in graph.inputs}
     for operator in graph.operators:
-        arrays = [values[name] for name in operator.inputs]
-        values[operator.output] = run_integer_operator(graph, operator, arrays)
+        values[operator.output] = run_integer_operator(graph, operator, values)
     return values
 
 
-def run_integer_operator(graph: Graph, operator: Operator, arrays: Arrays) -> np.ndarray:
-    """Result [B, ...] of one operator, integer or not."""
-    shape = (len(arrays[0]), *graph.tensors[operator.output].shape[1:])
-    y = None
+def run_integer_operator(graph: Graph, operator: Operator, values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Result [B, ...] of one operator, integer or not, on the tensors so far."""
+    arrays = [values[name] for name in operator.inputs]
+    shape, y = (len(arrays[0]), *graph.tensors[operator.output].shape[1:]), None
     if graph.tensors[operator.inputs[0]].dtype == "int8":
-        y = moved(operator, arrays, shape)
+        y = moved(operator, arrays, shape, values.get(operator.output))
         y = INTEGER[operator.kind](operator, arrays) if y is None else y
     elif operator.kind == "quantise":
         y = operators.quantise(arrays[0], operator.attributes["scale"])
-    return run_operator(graph, operator, arrays) if y is None else y.reshape(shape)
+    return run_operator(graph, operator, values) if y is None else y.reshape(shape)
 
 
 def reused(operator: Operator, x: np.ndarray) -> IntegerReuse:

@@ -3,7 +3,7 @@ int8 network that stay fp32 run on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -135,10 +135,23 @@ COMPUTED: dict[str, Callable[[Operator, Arrays], np.ndarray]] = {
 }
 
 
-def moved(operator: Operator, inputs: Arrays, shape: Sequence[int]) -> np.ndarray | None:
-    """Result of an operator that only moves entries, of any dtype, by the shape of a sample; None for others."""
-    if operator.kind == "concat":
-        return np.concatenate(inputs, axis=operator.attributes["axis"])
+def _joined(operator: Operator, x: np.ndarray, shape: Sequence[int], before: np.ndarray | None) -> np.ndarray:
+    axis, start = operator.attributes["axis"], operator.attributes["start"]
+    y = np.zeros((len(x), *shape[1:]), x.dtype) if before is None else before.copy()
+    y[(slice(None),) * axis + (slice(start, start + x.shape[axis]),)] = x
+    return y
+
+
+def moved(
+    operator: Operator, inputs: Arrays, shape: Sequence[int], before: np.ndarray | None = None
+) -> np.ndarray | None:
+    """Result of an operator that only moves entries, of any dtype, by the shape of a sample; None for others.
+
+    Args:
+        before: what the output held before, where parts of it are written one by one.
+    """
+    if operator.kind == "concat_part":
+        return _joined(operator, inputs[0], shape, before)
     if operator.kind == "strided_slice":
         return _slice(operator, inputs, shape)
     if operator.kind == "pad":
@@ -148,10 +161,10 @@ def moved(operator: Operator, inputs: Arrays, shape: Sequence[int]) -> np.ndarra
     return inputs[0] if operator.kind == "view" else None
 
 
-def run_operator(graph: Graph, operator: Operator, inputs: Arrays) -> np.ndarray:
-    """Float result [B, ...] of one operator; reuse is left out."""
-    shape = graph.tensors[operator.output].shape
-    y = moved(operator, inputs, shape)
+def run_operator(graph: Graph, operator: Operator, values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Float result [B, ...] of one operator on the tensors so far, by name; reuse is left out."""
+    shape, inputs = graph.tensors[operator.output].shape, [values[name] for name in operator.inputs]
+    y = moved(operator, inputs, shape, values.get(operator.output))
     if y is None:
         y = COMPUTED[operator.kind](operator, inputs)
     return y.reshape(len(inputs[0]), *shape[1:]).astype(np.float32)

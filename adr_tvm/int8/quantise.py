@@ -6,9 +6,9 @@ which is one rounding less than int8.
 
 | kind, with an int8 input | constants | attributes |
 |---|---|---|
-| ``conv2d``, ``grouped_conv2d``, ``dense``, ``reuse_*`` | ``weight`` int8, ``bias`` int32 | ``rescale``, ``low``, ``high`` |
+| ``conv2d``, ``grouped_conv2d``, ``dense`` | ``weight`` int8, ``bias`` int32 | also ``rescale``, ``low``, ``high`` |
 | ``conv2d`` with a residual | | also ``residual_rescale`` |
-| ``reuse_*`` | also ``planes`` int8, ``thresholds`` int32 | |
+| ``reuse_*`` | also ``planes`` int8, ``thresholds`` int32 | the same |
 | ``logits`` | ``weight`` int8 [K, M], ``bias`` int32, ``scale`` float32 [M] | ``geometry`` |
 | ``average`` | | ``window``, ``rescale`` of one factor |
 | ``add`` | | ``multipliers``, ``shift``, ``low``, ``high`` |
@@ -30,7 +30,7 @@ from adr_tvm.int8.fixed_point import LARGEST_FACTOR, rescale_by
 from adr_tvm.int8.ranges import RangeObserver
 from adr_tvm.int8.reuse import quantise_planes
 
-MOVES = ("max_pool2d", "view", "transpose", "strided_slice", "pad", "concat")
+MOVES = ("max_pool2d", "view", "transpose", "strided_slice", "pad", "concat_part")
 PRODUCTS = ("conv2d", "grouped_conv2d", "dense", "reuse_conv2d", "reuse_dense")
 LARGEST_SUM = 2.0**29  # of a bias, and of a residual
 
@@ -95,7 +95,8 @@ class _Quantiser:
                 self._keep(self.graph.tensors[operator.output])
             else:
                 inputs = tuple(self._as_integer(name) for name in operator.inputs)
-                self._integer_tensor(operator.output)
+                if operator.output not in self.integer:
+                    self._integer_tensor(operator.output)
                 self._add(self._integer(operator, inputs))
         outputs = tuple(self._as_real(name) for name in self.graph.outputs)
         return Graph(self.tensors, tuple(self.operators), self.graph.inputs, outputs)

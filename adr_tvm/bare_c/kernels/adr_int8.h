@@ -32,7 +32,7 @@ void adr_depthwise_i8(const adr_int8_layer *p, const int8_t *x, const int8_t *we
 void adr_dense_i8(const adr_int8_layer *p, const int8_t *x, const int32_t *weight, const int32_t *rescale, int8_t *y,
                   void *scratch);
 
-/* The same, results in fp32: (float)(sum + bias) * scale; bias_scale [M] holds bias as the words of floats do not. */
+/* The same, results in fp32: (float)(sum + bias) * scale. */
 typedef struct {
   int32_t channels, out_channels;
 } adr_int8_logits;
@@ -67,6 +67,10 @@ typedef struct {
 /* x * factor, to nearest even, within [-128, 127]; NaN gives 0. */
 void adr_quantise_i8(const adr_int8_scale *p, const float *x, int8_t *y);
 void adr_dequantise_i8(const adr_int8_scale *p, const int8_t *x, float *y);
+
+/* copy_i8.c: pads are zeros. */
+void adr_copy_i8(const adr_copy *p, const int8_t *x, int8_t *y);
+void adr_pad_i8(const adr_pad *p, const int8_t *x, int8_t *y);
 
 /* reuse_pixel_i8.c, reuse_segment_i8.c, reuse_row_i8.c */
 typedef struct {
