@@ -19,43 +19,27 @@ from adr_tvm.geometry import ConvGeometry
 CANARY = 64
 
 
+def integers(names: str) -> list[tuple[str, type]]:
+    return [(name, ctypes.c_int32) for name in names.split()]
+
+
 class Window(ctypes.Structure):
     _fields_ = [
-        (name, ctypes.c_int32)
-        for name in [
-            "height",
-            "width",
-            "channels",
-            "out_height",
-            "out_width",
-            "out_channels",
-            "kernel_height",
-            "kernel_width",
-            "stride_y",
-            "stride_x",
-            "dilation_y",
-            "dilation_x",
-            "pad_top",
-            "pad_left",
-        ]
+        *integers("height width channels out_height out_width out_channels kernel_height kernel_width"),
+        *integers("stride_y stride_x dilation_y dilation_x pad_top pad_left"),
     ]
 
 
 class Layer(ctypes.Structure):
-    _fields_ = [
-        ("window", Window),
-        ("low", ctypes.c_int32),
-        ("high", ctypes.c_int32),
-        ("rescale_words", ctypes.c_int32),
-    ]
+    _fields_ = [("window", Window), *integers("low high rescale_words")]
 
 
 class Average(ctypes.Structure):
-    _fields_ = [("window", Window), *((name, ctypes.c_int32) for name in ("multiplier", "shift", "low", "high"))]
+    _fields_ = [("window", Window), *integers("multiplier shift low high")]
 
 
 class Add(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int32) for name in ("size", "multiplier_a", "multiplier_b", "shift", "low", "high")]
+    _fields_ = integers("size multiplier_a multiplier_b shift low high")
 
 
 class Scale(ctypes.Structure):
@@ -63,16 +47,13 @@ class Scale(ctypes.Structure):
 
 
 class Logits(ctypes.Structure):
-    _fields_ = [("channels", ctypes.c_int32), ("out_channels", ctypes.c_int32)]
+    _fields_ = integers("channels out_channels")
 
 
 class Reuse(ctypes.Structure):
     _fields_ = [
         ("layer", Layer),
-        *(
-            (name, ctypes.c_int32)
-            for name in ["segments", "length", "bits", "capacity", "slots", "max_clusters", "centroids", "table_words"]
-        ),
+        *integers("segments length bits capacity slots max_clusters centroids table_shift table_words"),
     ]
 
 
@@ -114,4 +95,4 @@ class Output:
 
 
 def reuse_fields(memory: ReuseMemory) -> tuple[int, ...]:
-    return memory.capacity, memory.slots, memory.max_clusters, memory.centroids, memory.table_words
+    return memory.capacity, memory.slots, memory.max_clusters, memory.centroids, memory.table_shift, memory.table_words

@@ -186,12 +186,13 @@ def test_pixel(g: ConvGeometry, setting: ReuseSetting, simd: bool) -> None:
     rng = np.random.default_rng(g.K)
     S, L, bits = g.segments(setting), g.vector_length(setting), 0 if setting.hash == "exact" else setting.H
     w, bias = integers(rng, g.KH, g.KW, g.C, g.M), rng.integers(-5000, 5000, g.M).astype(np.int32)
-    rescale, planes, memory = some_rescale(rng, g.M, g.K), planes_of(rng, g, setting), pixel_memory(g, setting)
+    shift = -1 if setting.hash == "exact" else reuse.table_shift_of(w, g, setting)
+    rescale, planes, memory = some_rescale(rng, g.M, g.K), planes_of(rng, g, setting), pixel_memory(g, setting, shift)
     weight, table = pack_weights(pixel_matrix(w, S, L)), rescale_table(bias, rescale)
     packed = None if planes is None else pack_planes(planes.planes)
     layer = Layer(window(g), -128, 127, 3)
     for image in repeating(rng, g):
-        expected = reuse.reuse_conv2d(image[None], w, bias, g, setting, planes)
+        expected = reuse.reuse_conv2d(image[None], w, bias, g, setting, planes, shift)
         found, scratch, counts = (
             Output(g.rows * g.M, np.int8),
             Output(memory.scratch // 4, np.int32),

@@ -87,7 +87,8 @@ def _logits(_graph: Graph, operator: Operator) -> KernelCall:
 @kernel("reuse_conv2d", "reuse_dense", dtype="int8")
 def _reuse(_graph: Graph, operator: Operator) -> KernelCall:
     g, setting, c = operator.attributes["geometry"], operator.attributes["setting"], operator.constants
-    S, L, memory = g.segments(setting), g.vector_length(setting), pixel_memory(g, setting)
+    S, L, shift = g.segments(setting), g.vector_length(setting), operator.attributes["table_shift"]
+    memory = pixel_memory(g, setting, shift)
     layer, table = _layer(operator, g)
     fields = {
         "layer": layer,
@@ -98,6 +99,7 @@ def _reuse(_graph: Graph, operator: Operator) -> KernelCall:
         "slots": memory.slots,
         "max_clusters": memory.max_clusters,
         "centroids": memory.centroids,
+        "table_shift": memory.table_shift,
         "table_words": memory.table_words,
     }
     weight = pack_weights(pixel_matrix(c["weight"].reshape(g.KH, g.KW, g.C, g.M), S, L))

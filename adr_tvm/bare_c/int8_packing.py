@@ -58,6 +58,7 @@ class ReuseMemory:
         slots: of its hash table.
         max_clusters: the guard; 2^31 - 1 without one.
         centroids: room for those of all segments.
+        table_shift: products are kept in units of 2^table_shift as int16; -1: as int32.
         table_words: for products of one segment.
         scratch: bytes in all.
     """
@@ -66,15 +67,16 @@ class ReuseMemory:
     slots: int
     max_clusters: int
     centroids: int
+    table_shift: int
     table_words: int
     scratch: int
 
 
 def _rounded(clusters: int) -> int:
-    return (clusters + 4) // 4 * 4
+    return (clusters + 3) // 4 * 4
 
 
-def pixel_memory(geometry: ConvGeometry, setting: ReuseSetting) -> ReuseMemory:
+def pixel_memory(geometry: ConvGeometry, setting: ReuseSetting, table_shift: int) -> ReuseMemory:
     """Memory of ``reuse_pixel_i8.c``."""
     S, L = geometry.segments(setting), geometry.vector_length(setting)
     bits = 0 if setting.hash == "exact" else setting.H
@@ -82,14 +84,14 @@ def pixel_memory(geometry: ConvGeometry, setting: ReuseSetting) -> ReuseMemory:
     limit = 2**31 - 1 if setting.max_clusters is None else setting.max_clusters
     capacity = min(min(2**bits, vectors) + 1 if bits else vectors, limit + 1)
     slots = 1 << (2 * capacity - 1).bit_length()
-    centroids = min(S * _rounded(capacity), limit + 4 * S)
+    centroids = min(S * _rounded(capacity), limit + 3 * S)
     steps, taps = -(-L // 4), geometry.KH * geometry.KW
     grid = ((geometry.OH - 1) * geometry.strides[0] + (geometry.KH - 1) * geometry.dilation[0] + 1) * (
         (geometry.OW - 1) * geometry.strides[1] + (geometry.KW - 1) * geometry.dilation[1] + 1
     )
-    whole, row = 8 * _rounded(capacity) * taps, 8 * _rounded(capacity) * geometry.KW
-    table = max(row, min(whole, TABLE_WORDS))
+    rows = 1 + _rounded(capacity)
+    table = max(8 * geometry.KW * rows, min(8 * taps * rows, TABLE_WORDS))
     clustering = capacity * (4 * steps + 2) + slots // 2 + 12 * steps + 8 * -(-bits // 2)
-    gathering = 8 * geometry.rows + table + grid
+    gathering = (8 if table_shift < 0 else 16) * geometry.rows + table + grid
     words = S + -(-S * grid // 2) + 2 * steps * centroids + max(clustering, gathering)
-    return ReuseMemory(capacity, slots, limit, centroids, table, 4 * max(words, 8 * steps * S * taps))
+    return ReuseMemory(capacity, slots, limit, centroids, table_shift, table, 4 * max(words, 8 * steps * S * taps))

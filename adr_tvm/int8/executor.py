@@ -42,7 +42,7 @@ def reused(operator: Operator, x: np.ndarray) -> IntegerReuse:
     if a["setting"].hash != "exact":
         planes = IntegerPlanes(c["planes"], c["thresholds"])
     weight = c["weight"].reshape(g.KH, g.KW, g.C, g.M)
-    return reuse_conv2d(x.reshape(-1, g.H, g.W, g.C), weight, c["bias"], g, a["setting"], planes)
+    return reuse_conv2d(x.reshape(-1, g.H, g.W, g.C), weight, c["bias"], g, a["setting"], planes, a["table_shift"])
 
 
 def _products(operator: Operator, arrays: Arrays) -> np.ndarray:

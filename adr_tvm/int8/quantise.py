@@ -28,7 +28,7 @@ from adr_tvm.activation import Activation
 from adr_tvm.bare_c.graph import Graph, Operator, Quantisation, Tensor, Window
 from adr_tvm.int8.fixed_point import LARGEST_FACTOR, rescale_by
 from adr_tvm.int8.ranges import RangeObserver
-from adr_tvm.int8.reuse import quantise_planes
+from adr_tvm.int8.reuse import quantise_planes, table_shift_of
 
 MOVES = ("max_pool2d", "view", "transpose", "strided_slice", "pad", "concat_part")
 PRODUCTS = ("conv2d", "grouped_conv2d", "dense", "reuse_conv2d", "reuse_dense")
@@ -218,7 +218,7 @@ class _Quantiser:
         constants, units = self._weights(operator)
         low, high = limits(operator.attributes["activation"], scale)
         attributes: dict[str, Any] = dict(operator.attributes)
-        attributes |= {"rescale": rescale_by(units / scale), "low": low, "high": high}
+        attributes |= {"rescale": rescale_by(units / scale), "low": low, "high": high, "table_shift": -1}
         if len(operator.inputs) > 1:
             factors = self.scales[operator.inputs[1]] / units
             shift = np.clip(21 - np.floor(np.log2(factors)).astype(np.int64), 1, 24)
@@ -228,4 +228,7 @@ class _Quantiser:
             floats = operator.constants["planes"], operator.constants["thresholds"]
             planes = quantise_planes(*floats, self.scales[operator.inputs[0]])
             constants |= {"planes": planes.planes, "thresholds": planes.thresholds}
+            g = operator.attributes["geometry"]
+            weight = constants["weight"].reshape(g.KH, g.KW, g.C, g.M)
+            attributes["table_shift"] = table_shift_of(weight, g, operator.attributes["setting"])
         return replace(made, constants=constants, attributes=attributes)

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from adr_tvm.geometry import ConvGeometry
-from adr_tvm.hashing.vectors import hashed_vectors, neuron_vectors
+from adr_tvm.hashing.vectors import hashed_vectors, im2col_blocks, neuron_vectors
 from adr_tvm.int8.fixed_point import round_divide
 from adr_tvm.int8.operators import conv2d_sums
 from adr_tvm.reference_ids import number, read_index
 from adr_tvm.settings import ReuseSetting
 
 INT32_MAX = 2**31 - 1
+GROUP = 5  # segments of ``segment`` whose products are added up as int16
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +101,13 @@ def reuse_conv2d(
     geometry: ConvGeometry,
     setting: ReuseSetting,
     planes: IntegerPlanes | None = None,
+    table_shift: int = -1,
 ) -> IntegerReuse:
-    """The reused layer on int8 x [B, H, W, C] with HWIO int8 weights and bias int32 [M]."""
+    """The reused layer on int8 x [B, H, W, C] with HWIO int8 weights and bias int32 [M].
+
+    Args:
+        table_shift: products are kept in units of 2^table_shift; -1: as they are.
+    """
     S, n = geometry.segments(setting), geometry.positions(setting)
     vectors = neuron_vectors(x, geometry, setting).astype(np.int8).reshape(len(x), n, S, -1)
     hashed = hashed_vectors(geometry, setting)
@@ -119,18 +125,64 @@ def reuse_conv2d(
     seen = np.minimum(clusters.sum(axis=1), limit + 1)
     reused = seen <= limit
     rebuilt[~reused] = vectors[~reused]
-    return IntegerReuse(_multiply(x, rebuilt, w, bias, geometry, setting), ids, clusters, seen, reused)
+    sums = _sums(x, rebuilt, w, bias, geometry, setting, -1)
+    if table_shift > 0:
+        sums[reused] = _sums(x, rebuilt, w, bias, geometry, setting, table_shift)[reused]
+    return IntegerReuse(sums, ids, clusters, seen, reused)
 
 
-def _multiply(
-    x: np.ndarray, rebuilt: np.ndarray, w: np.ndarray, bias: np.ndarray, geometry: ConvGeometry, setting: ReuseSetting
+def table_shift_of(w: np.ndarray, geometry: ConvGeometry, setting: ReuseSetting) -> int:
+    """Smallest unit, as its power of two, in which the products that are added up as int16 fit for any input.
+
+    ``pixel``: those of all taps of a segment; ``segment``: those of ``GROUP`` segments.
+    """
+    magnitudes = [np.abs(part.astype(np.int64)).sum(axis=0) * 128 for part in _parts(w, geometry, setting)]
+    together = len(magnitudes) // geometry.segments(setting) if setting.granularity == "pixel" else GROUP
+    for shift in range(24):
+        largest = [(m + (1 << shift >> 1)) >> shift for m in magnitudes]
+        groups = [sum(largest[i : i + together]) for i in range(0, len(largest), together)]
+        if max(int(np.max(group)) for group in groups) <= 32767:
+            return shift
+    raise AssertionError("weights are int8")
+
+
+def _parts(w: np.ndarray, geometry: ConvGeometry, setting: ReuseSetting) -> list[np.ndarray]:
+    """Weights [entries, M] of each product: ``pixel``: segments, in each the taps; else segments."""
+    S, L = geometry.segments(setting), geometry.vector_length(setting)
+    if setting.granularity == "pixel":
+        taps = w.reshape(-1, geometry.C, geometry.M)
+        return [tap[s * L : (s + 1) * L] for s in range(S) for tap in taps]
+    matrix = w.transpose(2, 0, 1, 3).reshape(geometry.K, geometry.M)
+    return [matrix[s * L : (s + 1) * L] for s in range(S)]
+
+
+def _sums(
+    x: np.ndarray,
+    rebuilt: np.ndarray,
+    w: np.ndarray,
+    bias: np.ndarray,
+    geometry: ConvGeometry,
+    setting: ReuseSetting,
+    table_shift: int,
 ) -> np.ndarray:
+    """int32 sums [B, OH, OW, M] of vectors rebuilt from centroids, int8 [B, positions, S, L]."""
     rows = rebuilt.reshape(len(x), rebuilt.shape[1], -1)
     if setting.granularity == "pixel":
         image = np.zeros(x.shape, np.int8)
         shape = (len(x), len(geometry.read_rows), len(geometry.read_cols), geometry.C)
         image[read_index(geometry)] = rows[:, :, : geometry.C].reshape(shape)
-        return conv2d_sums(image, w, bias, geometry)
-    matrix = w.astype(np.float64).transpose(2, 0, 1, 3).reshape(geometry.K, geometry.M)
-    sums = rows[:, :, : geometry.K].astype(np.float64) @ matrix + bias
-    return sums.astype(np.int32).reshape(len(x), geometry.OH, geometry.OW, geometry.M)
+        if table_shift < 0:
+            return conv2d_sums(image, w, bias, geometry)
+        rows = np.concatenate(list(im2col_blocks(image, geometry)))
+        rows = rows.reshape(len(x), geometry.rows, geometry.C, -1)
+        S, L = geometry.segments(setting), geometry.vector_length(setting)
+        vectors = [rows[:, :, s * L : (s + 1) * L, t] for s in range(S) for t in range(rows.shape[3])]
+    else:
+        L, last = geometry.vector_length(setting), geometry.K
+        vectors = [rows[:, :, s * L : min((s + 1) * L, last)] for s in range(geometry.segments(setting))]
+    shift = max(table_shift, 0)
+    sums = np.zeros((len(x), geometry.rows, geometry.M), np.int64)
+    for vector, part in zip(vectors, _parts(w, geometry, setting), strict=True):
+        products = (vector.astype(np.float64) @ part.astype(np.float64)).astype(np.int64)
+        sums += ((products + (1 << shift >> 1)) >> shift) << shift
+    return (sums + bias).astype(np.int32).reshape(len(x), geometry.OH, geometry.OW, geometry.M)

@@ -72,7 +72,7 @@ void adr_dequantise_i8(const adr_int8_scale *p, const int8_t *x, float *y);
 void adr_copy_i8(const adr_copy *p, const int8_t *x, int8_t *y);
 void adr_pad_i8(const adr_pad *p, const int8_t *x, int8_t *y);
 
-/* reuse_pixel_i8.c, reuse_segment_i8.c, reuse_row_i8.c */
+/* Layers that reuse products of similar vectors. */
 typedef struct {
   adr_int8_layer layer;
   int32_t segments, length; /* S vectors of L entries make up a pixel, or a row */
@@ -80,11 +80,14 @@ typedef struct {
   int32_t capacity;         /* clusters that a segment can have: min(2^H, vectors) + 1; with bits 0: vectors */
   int32_t slots;            /* of its hash table: a power of two, at least twice the capacity */
   int32_t max_clusters;     /* guard: an image with more runs dense */
-  int32_t centroids;        /* room for them: of all segments, each rounded up to a multiple of 4 that is larger */
-  int32_t table_words;      /* room for products: at least 8 * (capacity + 4) * KW (pixel: of a row of taps), or 8 * (...) */
+  int32_t centroids;        /* room for them: of all segments, the number in each rounded up to 4 */
+  int32_t table_shift;      /* products are kept as int16 in units of 2^table_shift, to nearest; -1: as int32 */
+  int32_t table_words;      /* room for products: at least 8 * KW * (KH + capacity rounded up to 4) */
 } adr_int8_reuse;
 
-/* weight: K in the order (rows, columns, segments, L rounded up to 4). planes: of each segment [H][L] packed as weights
+/* reuse_pixel_i8.c
+ *
+ * weight: K in the order (rows, columns, segments, L rounded up to 4). planes: of each segment [H][L] packed as weights
  * are; thresholds [S][H]. counts may be NULL: clusters (those seen, where the image runs dense), and 1 if reused. */
 void adr_reuse_pixel_i8(const adr_int8_reuse *p, const int8_t *x, const int32_t *weight, const int32_t *rescale,
                         const int32_t *planes, const int32_t *thresholds, int8_t *y, void *scratch, int32_t *counts);

@@ -75,7 +75,7 @@ static int8_t mean(int32_t sum, int32_t count) {
 
 /* Centroids as columns: blocks of four, [steps][2][4] words each. */
 static void write_centroids(const adr_int8_reuse *p, const adr_clusters *found, int8_t *vector, uint32_t *centroids) {
-  const int32_t steps = (p->length + 3) / 4, columns = (found->clusters + 4) & ~3;
+  const int32_t steps = (p->length + 3) / 4, columns = (found->clusters + 3) & ~3;
   for (int32_t cluster = 0; cluster < columns; ++cluster) {
     const int32_t *sums = found->sums + cluster * found->padded;
     memset(vector, 0, (size_t)found->padded);

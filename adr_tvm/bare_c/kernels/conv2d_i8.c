@@ -12,7 +12,7 @@ void adr_conv2d_i8(const adr_int8_layer *p, const int8_t *x, const int8_t *resid
     const int32_t count = rows - first < 4 ? rows - first : 4;
     adr_columns_i8(window, window->channels, x, first, count, columns);
     adr_products_i8(weight, columns, steps, pairs, sums, 2 * pairs, 2 * steps);
-    adr_finish_rows(p, rescale, 0, M, count, sums, 2 * pairs, residual == NULL ? NULL : residual + first * M,
+    adr_finish_rows(p, rescale, 0, M, count, sums, 2 * pairs, 1, residual == NULL ? NULL : residual + first * M,
                     y + first * M);
   }
 }

@@ -32,7 +32,7 @@ static int32_t *dense_sums(int32_t channels, int32_t M, const int8_t *x, const i
 void adr_dense_i8(const adr_int8_layer *p, const int8_t *x, const int32_t *weight, const int32_t *rescale, int8_t *y,
                   void *scratch) {
   const int32_t M = p->window.out_channels;
-  adr_finish_rows(p, rescale, 0, M, 1, dense_sums(p->window.channels, M, x, weight, scratch), M, NULL, y);
+  adr_finish_rows(p, rescale, 0, M, 1, dense_sums(p->window.channels, M, x, weight, scratch), M, 1, NULL, y);
 }
 
 void adr_logits_i8(const adr_int8_logits *p, const int8_t *x, const int32_t *weight, const int32_t *bias,

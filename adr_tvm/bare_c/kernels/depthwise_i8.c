@@ -56,11 +56,11 @@ void adr_depthwise_i8(const adr_int8_layer *p, const int8_t *x, const int8_t *we
       int32_t sums[4], c = 0;
       for (; c + 4 <= C; c += 4) {
         four_channels(window, &taps, x, weight, c, sums);
-        adr_finish_rows(p, rescale, c, 4, 1, sums, 4, NULL, y);
+        adr_finish_rows(p, rescale, c, 4, 1, sums, 4, 1, NULL, y);
       }
       for (; c < C; ++c) {
         sums[0] = one_channel(window, &taps, x, weight, c);
-        adr_finish_rows(p, rescale, c, 1, 1, sums, 1, NULL, y);
+        adr_finish_rows(p, rescale, c, 1, 1, sums, 1, 1, NULL, y);
       }
     }
   }

@@ -10,7 +10,7 @@
 typedef const int8_t *(*adr_fetch)(const void *context, int32_t segment, int32_t position, int8_t *buffer);
 
 /* ids [positions]: numbered by first members, ADR_NO_VECTOR where there is none. Centroids are widened as columns, with
- * zeros up to a multiple of 4 that is larger than their number. Returns the number of clusters; if it is larger than
+ * zeros up to a multiple of 4. Returns the number of clusters; if it is larger than
  * ``limit``, it is limit + 1, and there are no ids and no centroids.
  *
  * scratch: words, capacity * (4 * steps + 2) + slots / 2 + 12 * steps + 8 * ceil(H / 2), with steps = ceil(L / 4). */

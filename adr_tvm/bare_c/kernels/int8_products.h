@@ -15,6 +15,11 @@ void adr_widen_i8(const int8_t *values, int32_t steps, uint32_t *column);
 void adr_products_i8(const int32_t *weights, const uint32_t *columns, int32_t steps, int32_t pairs, int32_t *sums,
                      int32_t stride, int32_t pair_words);
 
+/* The same as pairs of int16, (sum + 2^shift / 2) / 2^shift rounded down, which must fit: products[column * stride + pair],
+ * the first filter of the pair in the lower half. */
+void adr_small_products_i8(const int32_t *weights, const uint32_t *columns, int32_t steps, int32_t pairs,
+                           uint32_t *products, int32_t stride, int32_t pair_words, int32_t shift);
+
 /* The im2col rows of ``count`` (up to 4) output positions from ``first`` on, as columns; others are left. The channels of
  * each tap are cut into vectors of ``length`` entries, each filled up with zeros to a multiple of 4 where that is less than
  * all channels; else only the row's end is. */
