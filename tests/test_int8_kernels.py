@@ -25,8 +25,9 @@ from adr_tvm.bare_c.int8_packing import (
     pack_planes,
     pack_weights,
     pixel_matrix,
-    pixel_memory,
     rescale_table,
+    reuse_memory,
+    segment_matrix,
 )
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.int8 import operators, reuse
@@ -179,16 +180,21 @@ def planes_of(rng: np.random.Generator, g: ConvGeometry, setting: ReuseSetting) 
         ReuseSetting("pixel", 3, 3, "learned"),
         ReuseSetting("pixel", 8, 1, "exact"),
         ReuseSetting("pixel", 4, 6, "pca", max_clusters=14),
+        ReuseSetting("segment", 10, 6, "learned"),
+        ReuseSetting("segment", 7, 3, "pca"),
+        ReuseSetting("segment", 4, 1, "exact"),
+        ReuseSetting("segment", 9, 4, "gaussian", max_clusters=40),
     ],
     ids=str,
 )
-def test_pixel(g: ConvGeometry, setting: ReuseSetting, simd: bool) -> None:
+def test_reuse(g: ConvGeometry, setting: ReuseSetting, simd: bool) -> None:
     rng = np.random.default_rng(g.K)
     S, L, bits = g.segments(setting), g.vector_length(setting), 0 if setting.hash == "exact" else setting.H
     w, bias = integers(rng, g.KH, g.KW, g.C, g.M), rng.integers(-5000, 5000, g.M).astype(np.int32)
     shift = -1 if setting.hash == "exact" else reuse.table_shift_of(w, g, setting)
-    rescale, planes, memory = some_rescale(rng, g.M, g.K), planes_of(rng, g, setting), pixel_memory(g, setting, shift)
-    weight, table = pack_weights(pixel_matrix(w, S, L)), rescale_table(bias, rescale)
+    rescale, planes, memory = some_rescale(rng, g.M, g.K), planes_of(rng, g, setting), reuse_memory(g, setting, shift)
+    matrix = pixel_matrix if setting.granularity == "pixel" else segment_matrix
+    weight, table = pack_weights(matrix(w, S, L)), rescale_table(bias, rescale)
     packed = None if planes is None else pack_planes(planes.planes)
     layer = Layer(window(g), -128, 127, 3)
     for image in repeating(rng, g):
@@ -198,7 +204,7 @@ def test_pixel(g: ConvGeometry, setting: ReuseSetting, simd: bool) -> None:
             Output(memory.scratch // 4, np.int32),
             Output(2, np.int32),
         )
-        library(simd).adr_reuse_pixel_i8(
+        getattr(library(simd), f"adr_reuse_{setting.granularity}_i8")(
             byref(Reuse(layer, S, L, bits, *reuse_fields(memory))),
             *map(pointer, (image, weight, table, packed, None if planes is None else planes.thresholds)),
             *map(pointer, (found.memory, scratch.memory, counts.memory)),

@@ -13,8 +13,9 @@ from adr_tvm.bare_c.int8_packing import (
     pack_planes,
     pack_weights,
     pixel_matrix,
-    pixel_memory,
     rescale_table,
+    reuse_memory,
+    segment_matrix,
 )
 from adr_tvm.bare_c.kernel_call import KernelCall
 from adr_tvm.bare_c.kernel_calls import as_rows, kernel, window_fields
@@ -88,7 +89,7 @@ def _logits(_graph: Graph, operator: Operator) -> KernelCall:
 def _reuse(_graph: Graph, operator: Operator) -> KernelCall:
     g, setting, c = operator.attributes["geometry"], operator.attributes["setting"], operator.constants
     S, L, shift = g.segments(setting), g.vector_length(setting), operator.attributes["table_shift"]
-    memory = pixel_memory(g, setting, shift)
+    memory = reuse_memory(g, setting, shift)
     layer, table = _layer(operator, g)
     fields = {
         "layer": layer,
@@ -102,12 +103,13 @@ def _reuse(_graph: Graph, operator: Operator) -> KernelCall:
         "table_shift": memory.table_shift,
         "table_words": memory.table_words,
     }
-    weight = pack_weights(pixel_matrix(c["weight"].reshape(g.KH, g.KW, g.C, g.M), S, L))
+    matrix = pixel_matrix if setting.granularity == "pixel" else segment_matrix
+    weight = pack_weights(matrix(c["weight"].reshape(g.KH, g.KW, g.C, g.M), S, L))
     exact = setting.hash == "exact"
     planes = {"planes": None if exact else pack_planes(c["planes"]), "thresholds": None if exact else c["thresholds"]}
     return KernelCall(
-        "adr_reuse_pixel_i8",
-        (*PRODUCTS, *CLUSTERS, "reuse_pixel_i8.c"),
+        f"adr_reuse_{setting.granularity}_i8",
+        (*PRODUCTS, *CLUSTERS, f"reuse_{setting.granularity}_i8.c"),
         "adr_int8_reuse",
         fields,
         operator.inputs,

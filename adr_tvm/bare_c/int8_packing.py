@@ -11,6 +11,7 @@ import numpy as np
 
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.int8.fixed_point import Rescale
+from adr_tvm.int8.reuse import GROUP
 from adr_tvm.settings import ReuseSetting
 
 TABLE_WORDS = 8192  # of products, where that is enough: 32 KiB
@@ -35,6 +36,13 @@ def pixel_matrix(weight: np.ndarray, S: int, L: int) -> np.ndarray:
     KH, KW, C, M = weight.shape
     cut = np.pad(weight, ((0, 0), (0, 0), (0, S * L - C), (0, 0))).reshape(KH * KW, S, L, M)
     return convolution_matrix(np.pad(cut, ((0, 0), (0, 0), (0, -L % 4), (0, 0))).reshape(-1, M))
+
+
+def segment_matrix(weight: np.ndarray, S: int, L: int) -> np.ndarray:
+    """[M, K] of HWIO weights, K in the order (S, L rounded up to 4) of rows in the order (C, KH, KW)."""
+    matrix = weight.transpose(3, 2, 0, 1).reshape(weight.shape[3], -1)
+    cut = np.pad(matrix, ((0, 0), (0, S * L - matrix.shape[1]))).reshape(-1, S, L)
+    return np.pad(cut, ((0, 0), (0, 0), (0, -L % 4))).reshape(len(matrix), -1)
 
 
 def pack_planes(planes: np.ndarray) -> np.ndarray:
@@ -76,22 +84,35 @@ def _rounded(clusters: int) -> int:
     return (clusters + 3) // 4 * 4
 
 
-def pixel_memory(geometry: ConvGeometry, setting: ReuseSetting, table_shift: int) -> ReuseMemory:
-    """Memory of ``reuse_pixel_i8.c``."""
-    S, L = geometry.segments(setting), geometry.vector_length(setting)
+def reuse_memory(geometry: ConvGeometry, setting: ReuseSetting, table_shift: int) -> ReuseMemory:
+    """Memory of ``reuse_pixel_i8.c`` or ``reuse_segment_i8.c``."""
     bits = 0 if setting.hash == "exact" else setting.H
     vectors = geometry.positions(setting)
     limit = 2**31 - 1 if setting.max_clusters is None else setting.max_clusters
     capacity = min(min(2**bits, vectors) + 1 if bits else vectors, limit + 1)
     slots = 1 << (2 * capacity - 1).bit_length()
-    centroids = min(S * _rounded(capacity), limit + 3 * S)
-    steps, taps = -(-L // 4), geometry.KH * geometry.KW
-    grid = ((geometry.OH - 1) * geometry.strides[0] + (geometry.KH - 1) * geometry.dilation[0] + 1) * (
-        (geometry.OW - 1) * geometry.strides[1] + (geometry.KW - 1) * geometry.dilation[1] + 1
-    )
-    rows = 1 + _rounded(capacity)
-    table = max(8 * geometry.KW * rows, min(8 * taps * rows, TABLE_WORDS))
+    steps = -(-geometry.vector_length(setting) // 4)
     clustering = capacity * (4 * steps + 2) + slots // 2 + 12 * steps + 8 * -(-bits // 2)
-    gathering = (8 if table_shift < 0 else 16) * geometry.rows + table + grid
-    words = S + -(-S * grid // 2) + 2 * steps * centroids + max(clustering, gathering)
-    return ReuseMemory(capacity, slots, limit, centroids, table_shift, table, 4 * max(words, 8 * steps * S * taps))
+    S, rows, channels = geometry.segments(setting), geometry.rows, 8 if table_shift < 0 else 16
+    places = _rounded(capacity)
+    if setting.granularity == "pixel":
+        taps, grid = geometry.KH * geometry.KW, _grid(geometry)
+        centroids = min(S * places, limit + 3 * S)
+        table = 8 * max(geometry.KW * (1 + places), min(taps * (1 + places), TABLE_WORDS // 8))
+        words = S + -(-S * grid // 2) + 2 * steps * centroids + max(clustering, channels * rows + table + grid)
+        words = max(words, 8 * steps * S * taps)
+    else:
+        centroids, table = GROUP * places, 8 * GROUP * (1 + places)
+        sums = -(-geometry.M // channels) * channels * rows
+        words = sums + -(-GROUP * rows // 2) + 2 * steps * centroids + max(clustering, table + GROUP * rows)
+        words = max(words, steps * (1 + 8 * S))
+    return ReuseMemory(capacity, slots, limit, centroids, table_shift, table, 4 * words)
+
+
+def _grid(g: ConvGeometry) -> int:
+    """Pixels that taps read, the padding included."""
+    height, width = (
+        (out - 1) * stride + (kernel - 1) * dilation + 1
+        for out, stride, kernel, dilation in zip((g.OH, g.OW), g.strides, (g.KH, g.KW), g.dilation, strict=True)
+    )
+    return height * width

@@ -92,4 +92,9 @@ typedef struct {
 void adr_reuse_pixel_i8(const adr_int8_reuse *p, const int8_t *x, const int32_t *weight, const int32_t *rescale,
                         const int32_t *planes, const int32_t *thresholds, int8_t *y, void *scratch, int32_t *counts);
 
+/* reuse_segment_i8.c: the same, K in the order (segments, L rounded up to 4) of im2col rows in the order (channels, rows,
+ * columns). table_words: at least 40 * (1 + capacity rounded up to 4). */
+void adr_reuse_segment_i8(const adr_int8_reuse *p, const int8_t *x, const int32_t *weight, const int32_t *rescale,
+                          const int32_t *planes, const int32_t *thresholds, int8_t *y, void *scratch, int32_t *counts);
+
 #endif
