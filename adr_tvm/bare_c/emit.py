@@ -64,6 +64,7 @@ class CNetwork:
             f"{operator.output}_{part}": array
             for operator, call in zip(self.graph.operators, self.calls, strict=True)
             for part, array in (call.constants or {}).items()
+            if array is not None
         }
 
     @property
@@ -142,7 +143,10 @@ def _statements(network: CNetwork) -> Any:
         label = f"{operator.output}_parameters" if call.constants else f"{operator.kind}_{i}_parameters"
         arguments = [f"&{label}"]
         arguments += ["NULL" if n is None else _pointer(graph.tensors[n], memory.places[n], True) for n in call.inputs]
-        arguments += [f"model_{operator.output}_{part}" for part in call.constants or {}]
+        arguments += [
+            "NULL" if array is None else f"model_{operator.output}_{part}"
+            for part, array in (call.constants or {}).items()
+        ]
         arguments.append(_pointer(graph.tensors[operator.output], memory.places[operator.output], False))
         if call.scratch:
             arguments.append(f"at + {memory.scratch[i]}")
