@@ -127,8 +127,8 @@ class CompileOptions:
                 raise UsageError(f"--emit c is for microcontrollers: --target {names}; the C compiles for any machine")
             raise UsageError(f"--target {self.entry.name} has no operating system to load a library: add --emit c")
         if self.entry.bare_metal:
-            given = (("--threads", self.threads), ("--cost-model", self.cost_model))
-            needless = [flag for flag, value in given if value is not None]
+            single = (("--threads", self.threads), ("--cost-model", self.cost_model))
+            needless = [flag for flag, value in single if value is not None]
             if needless:
                 raise UsageError(f"{' and '.join(needless)} cannot go with --emit c, which runs on one core")
         if not self.entry.foreign:
@@ -173,9 +173,8 @@ class CompileOptions:
             if value is not None and value not in allowed:
                 raise UsageError(f"{flag} is {value!r}, expected one of {', '.join(allowed)}")
         if self.emit != "c":
-            given = (("--max-ram", self.max_ram), ("--max-flash", self.max_flash))
-            for flag, value in given:
-                if value is not None:
+            for flag, limit in (("--max-ram", self.max_ram), ("--max-flash", self.max_flash)):
+                if limit is not None:
                     raise UsageError(f"{flag} is for --emit c")
         if self.runtime_dir is not None and self.emit != "bundle":
             raise UsageError("--runtime-dir is for --emit bundle, which holds TVM's runtime")

@@ -1,9 +1,9 @@
 """Predicted times of the kernels of bare C on a microcontroller's core.
 
-A time is a sum of amounts of work, in cycles of ``CYCLES``. These were taken from the instructions of the kernels'
-inner loops, as ``arm-none-eabi-gcc -O2`` makes them, and the cycles that Arm's manuals give for each (a VFMA takes three on a
-Cortex-M4; a Cortex-M7 starts one in a cycle, beside a load). Nothing was measured on a board, and slow flash is not in
-them: they order settings, and the milliseconds are rough.
+A time is a sum of amounts of work, in cycles of ``CYCLES``. These were estimated from the instructions of the kernels'
+inner loops, as ``arm-none-eabi-gcc -O2`` makes them, and the cycles that Arm's manuals give for each: a VFMA takes
+three on a Cortex-M4, a Cortex-M7 starts one in a cycle, beside a load. Nothing was measured on a board, and slow flash
+is not in them: they order settings, and the milliseconds are rough.
 """
 
 from __future__ import annotations
