@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ CC = shutil.which("gcc")
 needs_gcc = pytest.mark.skipif(CC is None, reason="gcc is not installed (apt-get install gcc)")
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Wdouble-promotion", "-Wstrict-prototypes"]
 FLAGS = ["-std=c99", "-O2", *WARNINGS, "-Wcast-align", "-Wundef", "-Werror"]
+OBJECTS = tempfile.TemporaryDirectory(prefix="adr-bare-c-")
 
 
 def network(model: Path, plan: ReusePlan | None = None) -> CNetwork:
@@ -31,6 +34,17 @@ def network(model: Path, plan: ReusePlan | None = None) -> CNetwork:
     return CNetwork(graph_of(loaded.mod, checked, plan), model.name, checked.sha256, names[0], names[1])
 
 
+def compiled(source: Path, command: tuple[str, ...] = (str(CC), "-fPIC", *FLAGS)) -> str:
+    """The object of a source; a kernel is compiled once, whichever network it is of."""
+    pattern = "*.h" if source.name in ("model.c", "weights.c") else "adr_*.h"
+    text = b"".join(path.read_bytes() for path in (source, *sorted(source.parent.glob(pattern))))
+    digest = hashlib.sha256(" ".join(command).encode() + text).hexdigest()
+    made = Path(OBJECTS.name) / f"{source.stem}-{digest}.o"
+    if not made.is_file():
+        subprocess.run([*command, "-c", "-o", str(made), str(source)], check=True)
+    return str(made)
+
+
 class Compiled:
     """A network in C, compiled for this machine.
 
@@ -40,9 +54,10 @@ class Compiled:
     """
 
     def __init__(self, net: CNetwork, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
         self.net, library = net, folder / "model.so"
-        sources = [str(path) for path in write_c(folder, net)]
-        subprocess.run([str(CC), *FLAGS, "-shared", "-fPIC", "-o", str(library), *sources, "-lm"], check=True)
+        objects = [compiled(path) for path in write_c(folder, net)]
+        subprocess.run([str(CC), "-shared", "-o", str(library), *objects, "-lm"], check=True)
         self.run = ctypes.CDLL(str(library)).model_run
         self.run.restype = ctypes.c_int32
 

@@ -5,6 +5,7 @@
 | ``model.h``, ``model.c`` | the network: one function |
 | ``weights.h``, ``weights.c`` | its constants |
 | ``adr_kernels.h`` and other ``.c`` files | the kernels |
+| ``example/`` | a program that runs it, here and on Arm's MPS2 board or under QEMU |
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from adr_tvm.jsonfile import write_bytes
 
 C_TYPES = {"float32": "float", "int32": "int32_t", "int8": "int8_t"}
 HEADER = "adr_kernels.h"
+EXAMPLE = ("board.h", "host.c", "mps2.c", "mps2.ld", "Makefile")
 NUMBERS_IN_LINE = 8
 
 
@@ -71,6 +73,7 @@ class CNetwork:
             f"{operator.output}_{part}": array
             for operator, call in zip(self.graph.operators, self.calls, strict=True)
             for part, array in (call.constants or {}).items()
+            if array is not None
         }
 
     @property
@@ -80,7 +83,7 @@ class CNetwork:
 
 
 def write_c(folder: Path, network: CNetwork) -> list[Path]:
-    """Write the files into a folder; returns those that are compiled.
+    """Write the files into a folder; returns those of the network that are compiled.
 
     Raises:
         UsageError: the folder cannot be written.
@@ -91,10 +94,12 @@ def write_c(folder: Path, network: CNetwork) -> list[Path]:
         "weights.h": _weights_header(network.constants),
         "weights.c": _weights_source(network.constants),
     }
-    kernels = resources.files("adr_tvm.bare_c").joinpath("kernels")
+    package = resources.files("adr_tvm.bare_c")
     for name in sorted({HEADER, *(source for call in network.calls for source in call.sources)}):
-        files[name] = kernels.joinpath(name).read_text(encoding="utf-8")
-    for name, text in files.items():
+        files[name] = package.joinpath("kernels", name).read_text(encoding="utf-8")
+    example = {"main.c": _render("main.c.j2", network)}
+    example |= {name: package.joinpath("example", name).read_text(encoding="utf-8") for name in EXAMPLE}
+    for name, text in [*files.items(), *((f"example/{name}", text) for name, text in example.items())]:
         write_bytes(folder / name, text.encode())
     return [folder / name for name in files if name.endswith(".c")]
 
@@ -150,7 +155,10 @@ def _statements(network: CNetwork) -> Any:
         label = f"{operator.output}_parameters" if call.constants else f"{operator.kind}_{i}_parameters"
         arguments = [f"&{label}"]
         arguments += ["NULL" if n is None else _pointer(graph.tensors[n], memory.places[n], True) for n in call.inputs]
-        arguments += [f"model_{operator.output}_{part}" for part in call.constants or {}]
+        arguments += [
+            "NULL" if array is None else f"model_{operator.output}_{part}"
+            for part, array in (call.constants or {}).items()
+        ]
         arguments.append(_pointer(graph.tensors[operator.output], memory.places[operator.output], False))
         if call.scratch:
             arguments.append(f"at + {memory.scratch[i]}")

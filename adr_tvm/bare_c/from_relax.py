@@ -27,10 +27,11 @@ from adr_tvm.plan import ReusePlan
 
 # Names that a tensor cannot have: of C, and of the driver's own variables.
 RESERVED = (
-    "auto break case char const continue default do double else enum extern float for goto if inline int long register "
-    "restrict return short signed sizeof static struct switch typedef union unsigned void volatile while errno "
-    "arena arena_bytes at counts null"
-).split()
+    "auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum", "extern",
+    "float", "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short", "signed",
+    "sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while", "errno",
+    "arena", "arena_bytes", "at", "counts", "null",
+)  # fmt: skip
 MAX_NAME = 40
 MAX_ENTRIES = 2**29  # indices are int32
 

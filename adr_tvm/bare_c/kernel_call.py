@@ -23,7 +23,7 @@ class KernelCall:
         struct: type of its parameters.
         parameters: fields of the struct; a mapping is a struct in it, a sequence an array.
         inputs: tensors that it reads, in its order; None: there is none (NULL).
-        constants: arrays by part, packed as the kernel wants them, in its order.
+        constants: arrays by part, packed as the kernel wants them, in its order; None: there is none (NULL).
         scratch: bytes of memory that it needs while it runs; 0: it has no such argument.
         counts: whether it takes a pointer to two int32: clusters, and 1 if it reused.
         in_place: inputs that it may write its output over.
@@ -34,7 +34,7 @@ class KernelCall:
     struct: str = ""
     parameters: Mapping[str, Any] | None = None
     inputs: tuple[str | None, ...] = ()
-    constants: Mapping[str, np.ndarray] | None = None
+    constants: Mapping[str, np.ndarray | None] | None = None
     scratch: int = 0
     counts: bool = False
     in_place: tuple[str, ...] = ()

@@ -2,7 +2,8 @@
 
 The estimate takes the coefficients of the server core that ``TERMS`` was fitted on and scales them: what fills a vector
 unit by multiply-adds per second, all else by clock and by the cycles such work takes (``adr_tvm.targets.Core``).
-Nothing of that was measured on a board: it orders settings, and its milliseconds are rough.
+Nothing of that was measured on a board: it orders settings, and its milliseconds are rough. Bare C has kernels, and so
+a model, of its own (``adr_tvm/bare_c/cost.py``).
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ def foreign_cost_model(entry: TargetEntry, given: str | Path | None, threads: in
         UsageError: the file does not exist.
         DataError: it is damaged, or of another version of adr_tvm.
     """
+    if entry.bare_metal:
+        from adr_tvm.bare_c.cost import BareCCost
+
+        return BareCCost.of(entry.mcpu)
     if given is None and entry.core is None:
         return CostModel(default_seconds(lanes), threads, f"defaults for vectors of {lanes} floats")
     if given is None:

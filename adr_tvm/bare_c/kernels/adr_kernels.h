@@ -149,4 +149,31 @@ typedef struct {
 void adr_copy_f32(const adr_copy *p, const float *x, float *y);
 void adr_pad_f32(const adr_pad *p, const float *x, float *y);
 
+/* reuse_conv2d_f32.c
+ *
+ * The convolution with products of similar vectors computed once. A vector is `length` entries of an input pixel
+ * (ADR_PIXEL) or of an im2col row in the order (C, KH, KW) (ADR_SEGMENT); of ADR_ROW a whole row, in the order (KH, KW, C).
+ * Vectors with equal keys form a cluster, which is multiplied by its mean. Planes are packed [segments][ceil(bits / 4)][length][4], thresholds
+ * [segments][ceil(bits / 4)][4]. */
+enum { ADR_PIXEL = 0, ADR_SEGMENT = 1, ADR_ROW = 2 };
+
+typedef struct {
+  adr_conv2d conv;
+  int32_t granularity, length, segments;
+  int32_t vectors;      /* in a segment: input pixels, or output pixels; fewer than 32768 */
+  int32_t bits;         /* of a key; 0: vectors are equal only if all their bits are */
+  int32_t capacity;     /* clusters in a segment, at most */
+  int32_t slot_bits;    /* the hash table has 2^slot_bits places */
+  int32_t max_clusters; /* of all segments, above which the layer runs dense; -1: never */
+  int32_t gain;         /* whether products are scaled by <x, c> / <c, c> */
+} adr_reuse;
+
+/* counts[2]: clusters, and 1 if they were used, 0 if the layer ran dense; may be NULL. scratch is aligned to 4 bytes. */
+void adr_reuse_conv2d_f32(const adr_reuse *p, const float *x, const float *w, const float *bias, const float *planes,
+                          const float *thresholds, float *y, void *scratch, int32_t *counts);
+
+/* acc[channel] += sum over k of x[k] * w[k][channel], for 4 channels; and for four x, `step` entries apart, acc[4][4]. */
+void adr_add_pixel_f32(const float *x, const float *w, int32_t n, float *acc);
+void adr_add_pixels_f32(const float *x, int32_t step, const float *w, int32_t n, float *acc);
+
 #endif

@@ -5,8 +5,7 @@
 
 enum { CHANNELS = 4, PIXELS = 4 };
 
-/* acc[channel] += x[k] * w[k][channel] */
-static void add_pixel(const float *x, const float *w, int32_t n, float *acc) {
+void adr_add_pixel_f32(const float *x, const float *w, int32_t n, float *acc) {
   float a0 = acc[0], a1 = acc[1], a2 = acc[2], a3 = acc[3];
   for (int32_t k = 0; k < n; ++k, w += CHANNELS) {
     const float v = x[k];
@@ -18,8 +17,7 @@ static void add_pixel(const float *x, const float *w, int32_t n, float *acc) {
   acc[0] = a0, acc[1] = a1, acc[2] = a2, acc[3] = a3;
 }
 
-/* The same of four pixels, `step` entries apart; acc[pixel][channel]. */
-static void add_pixels(const float *x, int32_t step, const float *w, int32_t n, float *acc) {
+void adr_add_pixels_f32(const float *x, int32_t step, const float *w, int32_t n, float *acc) {
   const float *x1 = x + step, *x2 = x1 + step, *x3 = x2 + step;
   float a0 = acc[0], a1 = acc[1], a2 = acc[2], a3 = acc[3];
   float b0 = acc[4], b1 = acc[5], b2 = acc[6], b3 = acc[7];
@@ -51,9 +49,9 @@ static void add_taps(const adr_window *s, const float *x, const float *w, int32_
       const float *from = line + (column + kx * s->dilation_x) * C;
       const float *weights = w + (ky * s->kernel_width + kx) * C * CHANNELS;
       if (pixels == PIXELS)
-        add_pixels(from, s->stride_x * C, weights, taps * C, acc);
+        adr_add_pixels_f32(from, s->stride_x * C, weights, taps * C, acc);
       else
-        add_pixel(from, weights, taps * C, acc);
+        adr_add_pixel_f32(from, weights, taps * C, acc);
     }
   }
 }
