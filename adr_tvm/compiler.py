@@ -83,6 +83,8 @@ def compile_model(
     folder = default_output(model_path) if out is None else Path(out)
     if calibration is None:
         _check_uncalibrated(options)
+        if options.dtype == "int8":
+            raise UsageError("--dtype int8 is quantised with calibration data: add --calib, such as --calib images.npz")
     entry = options.entry
     running = set_threads(None if entry.foreign else options.threads)  # here, even where the target is elsewhere
     threads = (options.threads or entry.cores or running) if entry.foreign else running
@@ -122,7 +124,7 @@ def compile_model(
             outcome = replace(outcome, result=with_tuning(outcome.result, network.mod, database))
         library, excess = outcome.executable, ""
         if entry.bare_metal:
-            outcome, excess = _write_bare_c(network, outcome, staging)
+            outcome, excess = _write_bare_c(network, samples, outcome, staging)
         elif entry.foreign:
             with progress(f"building the library for {entry.name}", None) as step:
                 library = build_plan(network.mod, outcome.plan, network.target)
@@ -139,15 +141,22 @@ def compile_model(
     return compiled
 
 
-def _write_bare_c(network: LoadedNetwork, outcome: Outcome, staging: Path) -> tuple[Outcome, str]:
+def _write_bare_c(
+    network: LoadedNetwork, samples: CalibrationSet | None, outcome: Outcome, staging: Path
+) -> tuple[Outcome, str]:
     """Write the C files; returns the outcome with what they take, and which limits of memory are missed."""
-    from adr_tvm.bare_c.bundle import c_network, excess, write_c_bundle
+    from adr_tvm.bare_c.bundle import c_network, excess, int8_network, write_c_bundle
 
-    made = c_network(network.mod, network.checked, outcome.plan)
+    made, notes = c_network(network.mod, network.checked, outcome.plan), list(outcome.result.notes)
+    if network.options.dtype == "int8":
+        assert samples is not None
+        made, note = int8_network(made, samples)
+        get_log().info("%s", note)
+        notes.append(f"{note}.")
     with progress(f"compiling the C files for {network.options.entry.name}", None) as step:
         footprint = write_c_bundle(staging, made, outcome.plan, network.options)
         step.advance(1)
-    result = replace(outcome.result, notes=[*outcome.result.notes, f"{footprint}."])
+    result = replace(outcome.result, notes=[*notes, f"{footprint}."])
     return replace(outcome, result=result), excess(made, footprint, network.options)
 
 
@@ -182,7 +191,7 @@ def _plan_layers(
     arguments = (samples, network.host, _search_options(options), timings)
     lanes, cost, clock = isa_of(network.target).lanes, None, None
     if options.entry.foreign:
-        cost = foreign_cost_model(options.entry, options.cost_model, threads, lanes)
+        cost = foreign_cost_model(options.entry, options.cost_model, threads, lanes, options.dtype)
         candidates = find_candidates(network.mod["main"], "main", network.rules)
         clock = PredictedClock(cost, options.entry.name, candidates)
     elif plan is None and samples is not None and not options.lossless:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from adr_tvm.plan import ReusePlan
 
 EMITTED = ("library", "bundle", "c")
+DTYPES = ("float32", "int8")
 METRIC_NAMES = ("auto", "top1", "agreement", "psnr", "nmse")
 
 
@@ -55,6 +56,7 @@ class CompileOptions:
         min_speedup: goal for dense time / reuse time of the network.
         emit: ``library``: the folder that ``adr_tvm.load`` takes; ``bundle``: also what C and C++ need to run it;
             ``c``: self-contained C99 for a microcontroller.
+        dtype: of activations and weights in ``c``: ``float32``, or ``int8``, quantised with the calibration data.
         max_ram, max_flash: goals in bytes for ``c``: arena, inputs and outputs; constants and code.
         runtime_dir: folder with TVM's runtime for the target, or its wheels; None: this machine's, where it fits.
         dump_ir: folder that takes the module after each pass.
@@ -89,6 +91,7 @@ class CompileOptions:
     batch_size: int | None = None
     min_speedup: float | None = None
     emit: str = "library"
+    dtype: str = "float32"
     max_ram: int | None = None
     max_flash: int | None = None
     runtime_dir: str | Path | None = None
@@ -169,9 +172,12 @@ class CompileOptions:
             ("--hash", self.hash, HASH_FAMILIES),
             ("--scope", self.scope, SCOPES),
             ("--emit", self.emit, EMITTED),
+            ("--dtype", self.dtype, DTYPES),
         ):
             if value is not None and value not in allowed:
                 raise UsageError(f"{flag} is {value!r}, expected one of {', '.join(allowed)}")
+        if self.emit != "c" and self.dtype != "float32":
+            raise UsageError(f"--dtype {self.dtype} is for --emit c")
         if self.emit != "c":
             for flag, limit in (("--max-ram", self.max_ram), ("--max-flash", self.max_flash)):
                 if limit is not None:

@@ -6,21 +6,26 @@ it takes, and plan and reports as every bundle (``adr_tvm/deploy/bundle.py``).
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import tvm
 
 import adr_tvm
 from adr_tvm.bare_c.emit import EXAMPLE, CNetwork, write_c
 from adr_tvm.bare_c.footprint import Footprint, flash_excess, measure, ram_excess
 from adr_tvm.bare_c.from_relax import graph_of
+from adr_tvm.data.calibration import CalibrationSet
 from adr_tvm.frontend.onnx_model import CheckedModel
+from adr_tvm.int8.network import quantised
 from adr_tvm.jsonfile import write_json
 from adr_tvm.options import CompileOptions
 from adr_tvm.passes.mark_candidates import CandidateRules, find_candidates
 from adr_tvm.plan import LayerPlan, ReusePlan
+from adr_tvm.progress import progress
 
 C_MANIFEST = "model.json"
 NOT_SOUGHT = "no calibration data; equal rows are looked for with --lossless, since that takes memory"
@@ -57,6 +62,30 @@ def c_network(mod: tvm.IRModule, checked: CheckedModel, plan: ReusePlan) -> CNet
     """
     inputs, outputs = (tuple(spec.name for spec in specs) for specs in (checked.inputs, checked.outputs))
     return CNetwork(graph_of(mod, checked, plan), checked.path.name, checked.sha256, inputs, outputs)
+
+
+class _Batches:
+    """Calibration batches by the names of the graph, read anew each time."""
+
+    def __init__(self, network: CNetwork, samples: CalibrationSet) -> None:
+        self.names = dict(zip(network.graph.inputs, network.input_names, strict=True))
+        self.samples = samples
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        for inputs, _ in self.samples:
+            yield {name: inputs[given] for name, given in self.names.items()}
+
+
+def int8_network(network: CNetwork, samples: CalibrationSet) -> tuple[CNetwork, str]:
+    """The network in int8, and how it compares with fp32 on the samples.
+
+    Raises:
+        ModelError: a layer reuses in a way that int8 has not.
+    """
+    with progress("quantising", None) as step:
+        graph, note = quantised(network.graph, _Batches(network, samples), samples.labels)
+        step.advance(1)
+    return replace(network, graph=graph), note
 
 
 def write_c_bundle(folder: Path, network: CNetwork, plan: ReusePlan, options: CompileOptions) -> Footprint:

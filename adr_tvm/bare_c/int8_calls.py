@@ -18,7 +18,8 @@ from adr_tvm.bare_c.int8_packing import (
     segment_matrix,
 )
 from adr_tvm.bare_c.kernel_call import KernelCall
-from adr_tvm.bare_c.kernel_calls import as_rows, kernel, window_fields
+from adr_tvm.bare_c.kernel_calls import kernel
+from adr_tvm.bare_c.packing import as_rows, window_fields
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.int8.float_operators import group_geometry, pool_geometry
 

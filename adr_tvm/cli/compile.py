@@ -14,7 +14,7 @@ from adr_tvm import __version__
 from adr_tvm.cli.common import Parser, add_verbosity, run_cli
 from adr_tvm.cli.list_targets import ListTargets
 from adr_tvm.errors import GoalUnmetError, UsageError
-from adr_tvm.options import EMITTED, METRIC_NAMES, CompileOptions
+from adr_tvm.options import DTYPES, EMITTED, METRIC_NAMES, CompileOptions
 from adr_tvm.settings import GRANULARITIES, HASH_FAMILIES, MAX_BITS, SCOPES
 from adr_tvm.targets import TARGETS
 
@@ -44,6 +44,8 @@ examples:
       a folder that runs there without Python; how to get the runtime is told
   adr-compile m.onnx --target cortex-m7 --emit c --max-ram 256K
       C files for a microcontroller: no runtime, no heap
+  adr-compile m.onnx --target cortex-m4 --emit c --dtype int8 --calib images.npz
+      the same in integers, for a quarter of the memory
   adr-compile m.onnx --tune 32 --tuning-db my-machine.jsonl
       with kernels tuned for this machine; the file serves later runs
 
@@ -79,6 +81,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--runtime-dir",
         metavar="DIR",
         help="for --emit bundle: TVM's runtime for the target, or its wheels (default: this machine's, where it fits)",
+    )
+    parser.add_argument(
+        "--dtype",
+        metavar="|".join(DTYPES),
+        help="for --emit c: what it computes in; int8 is quantised with the data of --calib (default: float32)",
     )
     for flag, what in (("--max-ram", "arena, inputs and outputs"), ("--max-flash", "constants and code")):
         parser.add_argument(

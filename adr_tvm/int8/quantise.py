@@ -29,6 +29,7 @@ from adr_tvm.bare_c.graph import Graph, Operator, Quantisation, Tensor, Window
 from adr_tvm.int8.fixed_point import LARGEST_FACTOR, rescale_by
 from adr_tvm.int8.ranges import RangeObserver
 from adr_tvm.int8.reuse import quantise_planes, table_shift_of
+from adr_tvm.settings import ReuseSetting
 
 MOVES = ("max_pool2d", "view", "transpose", "strided_slice", "pad", "concat_part")
 PRODUCTS = ("conv2d", "grouped_conv2d", "dense", "reuse_conv2d", "reuse_dense")
@@ -40,6 +41,17 @@ def quantise_graph(graph: Graph, ranges: Mapping[str, RangeObserver]) -> Graph:
     return _Quantiser(graph, ranges).run()
 
 
+def unsupported_reuse(setting: ReuseSetting) -> str:
+    """Why a setting has no integer kernel; empty if it has one."""
+    if setting.gain:
+        return "gain scales each product on its own"
+    if setting.granularity == "row" and setting.hash != "exact":
+        return "row with hash planes"
+    if setting.table != "float32":
+        return f"table={setting.table}: int8 has tables of its own"
+    return ""
+
+
 def stays_float(operator: Operator, graph: Graph) -> str:
     """Why an operator has no integer kernel; empty if it has one."""
     a = operator.attributes
@@ -48,9 +60,6 @@ def stays_float(operator: Operator, graph: Graph) -> str:
             return "leaky ReLU"
         if operator.kind == "grouped_conv2d" and not (a["geometry"].C == 1 and a["geometry"].M == 1):
             return "groups of more than one channel"
-        setting = a.get("setting")
-        if setting is not None and setting.gain:
-            return "gain"
         return ""
     if operator.kind == "avg_pool2d":
         padded = any(a["window"].padding) and not a["count_pads"]
