@@ -24,10 +24,9 @@ from adr_tvm.bare_c.int8_packing import (
     convolution_matrix,
     pack_planes,
     pack_weights,
-    pixel_matrix,
     rescale_table,
+    reuse_matrix,
     reuse_memory,
-    segment_matrix,
 )
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.int8 import operators, reuse
@@ -184,6 +183,8 @@ def planes_of(rng: np.random.Generator, g: ConvGeometry, setting: ReuseSetting) 
         ReuseSetting("segment", 7, 3, "pca"),
         ReuseSetting("segment", 4, 1, "exact"),
         ReuseSetting("segment", 9, 4, "gaussian", max_clusters=40),
+        ReuseSetting("row", 1, 1, "exact"),
+        ReuseSetting("row", 1, 1, "exact", max_clusters=20),
     ],
     ids=str,
 )
@@ -193,8 +194,7 @@ def test_reuse(g: ConvGeometry, setting: ReuseSetting, simd: bool) -> None:
     w, bias = integers(rng, g.KH, g.KW, g.C, g.M), rng.integers(-5000, 5000, g.M).astype(np.int32)
     shift = -1 if setting.hash == "exact" else reuse.table_shift_of(w, g, setting)
     rescale, planes, memory = some_rescale(rng, g.M, g.K), planes_of(rng, g, setting), reuse_memory(g, setting, shift)
-    matrix = pixel_matrix if setting.granularity == "pixel" else segment_matrix
-    weight, table = pack_weights(matrix(w, S, L)), rescale_table(bias, rescale)
+    weight, table = pack_weights(reuse_matrix(w, setting.granularity, S, L)), rescale_table(bias, rescale)
     packed = None if planes is None else pack_planes(planes.planes)
     layer = Layer(window(g), -128, 127, 3)
     for image in repeating(rng, g):

@@ -12,10 +12,9 @@ from adr_tvm.bare_c.int8_packing import (
     convolution_matrix,
     pack_planes,
     pack_weights,
-    pixel_matrix,
     rescale_table,
+    reuse_matrix,
     reuse_memory,
-    segment_matrix,
 )
 from adr_tvm.bare_c.kernel_call import KernelCall
 from adr_tvm.bare_c.kernel_calls import kernel
@@ -104,8 +103,7 @@ def _reuse(_graph: Graph, operator: Operator) -> KernelCall:
         "table_shift": memory.table_shift,
         "table_words": memory.table_words,
     }
-    matrix = pixel_matrix if setting.granularity == "pixel" else segment_matrix
-    weight = pack_weights(matrix(c["weight"].reshape(g.KH, g.KW, g.C, g.M), S, L))
+    weight = pack_weights(reuse_matrix(c["weight"].reshape(g.KH, g.KW, g.C, g.M), setting.granularity, S, L))
     exact = setting.hash == "exact"
     planes = {"planes": None if exact else pack_planes(c["planes"]), "thresholds": None if exact else c["thresholds"]}
     return KernelCall(

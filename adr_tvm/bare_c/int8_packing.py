@@ -45,6 +45,13 @@ def segment_matrix(weight: np.ndarray, S: int, L: int) -> np.ndarray:
     return np.pad(cut, ((0, 0), (0, 0), (0, -L % 4))).reshape(len(matrix), -1)
 
 
+def reuse_matrix(weight: np.ndarray, granularity: str, S: int, L: int) -> np.ndarray:
+    """[M, K] of HWIO weights as the kernel of a granularity has them."""
+    if granularity == "row":
+        return convolution_matrix(weight)
+    return (pixel_matrix if granularity == "pixel" else segment_matrix)(weight, S, L)
+
+
 def pack_planes(planes: np.ndarray) -> np.ndarray:
     """Words [S, ceil(H / 2), ceil(L / 4), 2] of planes int8 [S, L, H]."""
     return pack_weights(planes.transpose(0, 2, 1))
@@ -85,7 +92,7 @@ def _rounded(clusters: int) -> int:
 
 
 def reuse_memory(geometry: ConvGeometry, setting: ReuseSetting, table_shift: int) -> ReuseMemory:
-    """Memory of ``reuse_pixel_i8.c`` or ``reuse_segment_i8.c``."""
+    """Memory of ``reuse_pixel_i8.c``, ``reuse_segment_i8.c`` or ``reuse_row_i8.c``."""
     bits = 0 if setting.hash == "exact" else setting.H
     vectors = geometry.positions(setting)
     limit = 2**31 - 1 if setting.max_clusters is None else setting.max_clusters
@@ -95,6 +102,10 @@ def reuse_memory(geometry: ConvGeometry, setting: ReuseSetting, table_shift: int
     clustering = capacity * (4 * steps + 2) + slots // 2 + 12 * steps + 8 * -(-bits // 2)
     S, rows, channels = geometry.segments(setting), geometry.rows, 8 if table_shift < 0 else 16
     places = _rounded(capacity)
+    if setting.granularity == "row":
+        slots = 1 << (2 * rows - 1).bit_length()
+        words = rows + 10 * steps + 8 * -(-geometry.M // 2) + -(-rows // 2) + slots // 2 + 1
+        return ReuseMemory(capacity, slots, limit, 0, -1, 0, 4 * words)
     if setting.granularity == "pixel":
         taps, grid = geometry.KH * geometry.KW, _grid(geometry)
         centroids = min(S * places, limit + 3 * S)

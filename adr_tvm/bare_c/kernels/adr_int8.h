@@ -97,4 +97,9 @@ void adr_reuse_pixel_i8(const adr_int8_reuse *p, const int8_t *x, const int32_t 
 void adr_reuse_segment_i8(const adr_int8_reuse *p, const int8_t *x, const int32_t *weight, const int32_t *rescale,
                           const int32_t *planes, const int32_t *thresholds, int8_t *y, void *scratch, int32_t *counts);
 
+/* reuse_row_i8.c: whole rows that are equal, found by comparing them: the bytes of adr_conv2d_i8. weight as there; planes
+ * and thresholds are NULL. */
+void adr_reuse_row_i8(const adr_int8_reuse *p, const int8_t *x, const int32_t *weight, const int32_t *rescale,
+                      const int32_t *planes, const int32_t *thresholds, int8_t *y, void *scratch, int32_t *counts);
+
 #endif
