@@ -29,6 +29,7 @@ int32_t adr_vector_length(const adr_reuse *p, int32_t segment) {
 
 /* Whether a tap of some window reads a row or column. */
 static int32_t is_read(int32_t at, int32_t pad, int32_t taps, int32_t dilation, int32_t stride, int32_t outputs) {
+  if (stride == 1 && dilation == 1) return 1; /* windows side by side leave nothing out */
   for (int32_t k = 0; k < taps; ++k) {
     const int32_t start = at + pad - k * dilation;
     if (start >= 0 && start % stride == 0 && start / stride < outputs) return 1;
@@ -49,21 +50,27 @@ static int32_t load_pixel(const adr_reuse *p, const float *x, int32_t segment, i
 static int32_t load_segment(const adr_reuse *p, const float *x, int32_t segment, int32_t vector, float *to) {
   const adr_window *s = &p->conv.window;
   const int32_t taps = s->kernel_height * s->kernel_width, from = segment * p->length;
-  const int32_t length = adr_vector_length(p, segment);
+  const int32_t length = adr_vector_length(p, segment), C = s->channels;
   const int32_t top = vector / s->out_width * s->stride_y - s->pad_top;
   const int32_t left = vector % s->out_width * s->stride_x - s->pad_left;
-  int32_t c = from / taps, ky = from % taps / s->kernel_width, kx = from % s->kernel_width, any = 0;
-  for (int32_t i = 0; i < length; ++i) {
-    const int32_t row = top + ky * s->dilation_y, column = left + kx * s->dilation_x;
-    const int32_t inside = row >= 0 && row < s->height && column >= 0 && column < s->width;
-    to[i] = inside ? x[(row * s->width + column) * s->channels + c] : 0.0f;
-    any |= inside;
-    if (++kx == s->kernel_width) {
-      kx = 0;
-      if (++ky == s->kernel_height) {
-        ky = 0;
-        ++c;
-      }
+  const int32_t bottom = top + s->dilation_y * (s->kernel_height - 1);
+  const int32_t right = left + s->dilation_x * (s->kernel_width - 1);
+  const int32_t whole = top >= 0 && left >= 0 && bottom < s->height && right < s->width;
+  int32_t c = from / taps, ky = from % taps / s->kernel_width, kx = from % s->kernel_width, any = whole, i = 0;
+  while (i < length) {
+    const int32_t row = top + ky * s->dilation_y, more = s->kernel_width - kx;
+    const int32_t end = more < length - i ? i + more : length;
+    const int32_t line = (row * s->width + left) * C + c;
+    for (; i < end; ++i, ++kx) {
+      const int32_t column = left + kx * s->dilation_x;
+      const int32_t inside = whole || (row >= 0 && row < s->height && column >= 0 && column < s->width);
+      to[i] = inside ? x[line + kx * s->dilation_x * C] : 0.0f;
+      any |= inside;
+    }
+    kx = 0;
+    if (++ky == s->kernel_height) {
+      ky = 0;
+      ++c;
     }
   }
   return any;
@@ -138,17 +145,21 @@ int32_t adr_number_vectors(const adr_reuse *p, const float *x, const float *plan
   for (uint32_t slot = 0; slot <= mask; ++slot) memory->slots[slot] = -1;
   for (int32_t v = first; v < p->vectors; v += step) {
     const float *const vector = memory->vector;
-    uint32_t key = 0, slot = 0;
-    int32_t finite = 1, zeros = 1, id = -1;
+    uint32_t key = 0, slot = 0, bits = 0, zeros;
+    float nothing = 0.0f;
+    int32_t id = -1;
     if (!adr_load_vector(p, x, segment, v, memory->vector)) {
       ids[v] = ADR_NO_VECTOR;
       continue;
     }
     for (int32_t i = 0; i < n; ++i) {
-      finite &= isfinite(vector[i]) != 0;
-      zeros &= vector[i] == 0.0f;
+      uint32_t word;
+      memcpy(&word, vector + i, sizeof word);
+      bits |= word << 1; /* without the sign */
+      nothing = ADR_FMA(vector[i], 0.0f, nothing);
     }
-    if (!finite) {
+    zeros = bits == 0;
+    if (!(nothing == 0.0f)) { /* NaN, or infinity times 0 */
       ids[v] = ADR_NOT_FINITE;
       ++odd;
       continue;
