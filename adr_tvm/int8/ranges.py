@@ -42,16 +42,10 @@ class RangeObserver:
         bins = np.minimum(magnitudes * (BINS / self.limit), BINS - 1).astype(np.int64)
         self.counts += np.bincount(bins, minlength=BINS)
 
-    def scale(self, clip: bool = True) -> float:
-        """Real value of one step; 1 / 127 for a tensor that was always 0.
-
-        Args:
-            clip: False: the largest value seen is 127.
-        """
+    def scale(self) -> float:
+        """Real value of one step; 1 / 127 for a tensor that was always 0."""
         if self.largest == 0.0:
             return 1 / LEVELS
-        if not clip:
-            return self.largest / LEVELS
         tops = self.largest * np.arange(1, CANDIDATES + 1) / CANDIDATES
         return float(min(tops, key=self._error)) / LEVELS
 

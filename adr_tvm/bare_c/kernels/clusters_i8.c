@@ -1,9 +1,9 @@
-#include "int8_clusters.h"
+#include "adr_int8_clusters.h"
 
 #include <string.h>
 
-#include "int8_pairs.h"
-#include "int8_products.h"
+#include "adr_int8_pairs.h"
+#include "adr_int8_products.h"
 
 #define ADR_ZEROS 0x80000000u /* key of the vectors of zeros */
 

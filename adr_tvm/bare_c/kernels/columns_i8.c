@@ -1,7 +1,7 @@
 #include <string.h>
 
-#include "int8_pairs.h"
-#include "int8_products.h"
+#include "adr_int8_pairs.h"
+#include "adr_int8_products.h"
 
 /* A column that is written from its first entry to its last. Entries that do not fill a word wait in ``pending``. */
 typedef struct {

@@ -1,5 +1,5 @@
-#include "int8_products.h"
-#include "int8_rounding.h"
+#include "adr_int8_products.h"
+#include "adr_int8_rounding.h"
 
 void adr_conv2d_i8(const adr_int8_layer *p, const int8_t *x, const int8_t *residual, const int32_t *weight,
                    const int32_t *rescale, int8_t *y, void *scratch) {

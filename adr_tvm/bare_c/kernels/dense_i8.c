@@ -1,7 +1,7 @@
 #include <string.h>
 
-#include "int8_pairs.h"
-#include "int8_rounding.h"
+#include "adr_int8_pairs.h"
+#include "adr_int8_rounding.h"
 
 /* sums [M, to the next even number] of one vector, which is widened to words [steps][2]: even entries, odd entries. */
 static int32_t *dense_sums(int32_t channels, int32_t M, const int8_t *x, const int32_t *weight, uint32_t *scratch) {

@@ -1,5 +1,5 @@
-#include "int8_pairs.h"
-#include "int8_rounding.h"
+#include "adr_int8_pairs.h"
+#include "adr_int8_rounding.h"
 
 /* The taps of a window that lie inside, and the entry of x that its first tap would be, inside or not. */
 typedef struct {

@@ -1,6 +1,6 @@
 #include <string.h>
 
-#include "int8_rounding.h"
+#include "adr_int8_rounding.h"
 
 void adr_add_i8(const adr_int8_add *p, const int8_t *a, const int8_t *b, int8_t *y) {
   for (int32_t i = 0; i < p->size; ++i) {

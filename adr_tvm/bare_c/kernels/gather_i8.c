@@ -1,4 +1,4 @@
-#include "int8_gather.h"
+#include "adr_int8_gather.h"
 
 #if defined(ADR_GATHER_LDM)
 

@@ -1,4 +1,4 @@
-#include "int8_rounding.h"
+#include "adr_int8_rounding.h"
 
 /* Where a window's taps along one axis start, and which of them lie inside. */
 typedef struct {

@@ -1,6 +1,6 @@
-#include "int8_products.h"
+#include "adr_int8_products.h"
 
-#include "int8_pairs.h"
+#include "adr_int8_pairs.h"
 
 void adr_widen_i8(const int8_t *values, int32_t steps, uint32_t *column) {
   for (; steps > 0; --steps, values += 4, column += 8) {

@@ -1,9 +1,9 @@
 #include <string.h>
 
-#include "int8_clusters.h"
-#include "int8_gather.h"
-#include "int8_products.h"
-#include "int8_rounding.h"
+#include "adr_int8_clusters.h"
+#include "adr_int8_gather.h"
+#include "adr_int8_products.h"
+#include "adr_int8_rounding.h"
 
 /* Pixels that taps read, pads included: what ids are kept of. */
 typedef struct {

@@ -1,8 +1,8 @@
 #include <string.h>
 
-#include "int8_pairs.h"
-#include "int8_products.h"
-#include "int8_rounding.h"
+#include "adr_int8_pairs.h"
+#include "adr_int8_products.h"
+#include "adr_int8_rounding.h"
 
 /* The im2col row of an output position, in the order (rows, columns, channels), K rounded up to 4 entries. */
 static void copy_row(const adr_window *window, const int8_t *x, int32_t position, int8_t *row) {

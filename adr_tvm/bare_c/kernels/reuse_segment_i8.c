@@ -1,10 +1,10 @@
 #include <string.h>
 
-#include "int8_clusters.h"
-#include "int8_gather.h"
-#include "int8_pairs.h"
-#include "int8_products.h"
-#include "int8_rounding.h"
+#include "adr_int8_clusters.h"
+#include "adr_int8_gather.h"
+#include "adr_int8_pairs.h"
+#include "adr_int8_products.h"
+#include "adr_int8_rounding.h"
 
 /* Segments whose products are added up in one go, as the taps of a row are. */
 #define ADR_GROUP 5

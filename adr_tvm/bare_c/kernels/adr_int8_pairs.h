@@ -1,6 +1,6 @@
 /* Pairs of 16-bit values in a word, and two multiply-adds at once. */
-#ifndef INT8_PAIRS_H
-#define INT8_PAIRS_H
+#ifndef ADR_INT8_PAIRS_H
+#define ADR_INT8_PAIRS_H
 
 #include <stdint.h>
 #include <string.h>

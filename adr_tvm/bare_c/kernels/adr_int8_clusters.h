@@ -1,6 +1,6 @@
 /* Clusters of the vectors of one segment: keys, ids, centroids. */
-#ifndef INT8_CLUSTERS_H
-#define INT8_CLUSTERS_H
+#ifndef ADR_INT8_CLUSTERS_H
+#define ADR_INT8_CLUSTERS_H
 
 #include "adr_int8.h"
 

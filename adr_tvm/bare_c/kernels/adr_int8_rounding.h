@@ -1,6 +1,6 @@
 /* Rounding to nearest, ties to even, and what becomes of int32 sums. */
-#ifndef INT8_ROUNDING_H
-#define INT8_ROUNDING_H
+#ifndef ADR_INT8_ROUNDING_H
+#define ADR_INT8_ROUNDING_H
 
 #include "adr_int8.h"
 

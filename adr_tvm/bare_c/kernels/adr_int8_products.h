@@ -2,8 +2,8 @@
  *
  * Vectors are widened side by side as columns of pairs of int16: words [steps][2][4], a step four entries, of which the
  * even ones come first, then the odd ones. */
-#ifndef INT8_PRODUCTS_H
-#define INT8_PRODUCTS_H
+#ifndef ADR_INT8_PRODUCTS_H
+#define ADR_INT8_PRODUCTS_H
 
 #include "adr_int8.h"
 

@@ -2,8 +2,8 @@
  *
  * A table has rows of 8 words: products of 8 channels as int32, or of 16 as int16, two in a word. A cluster has one row for
  * each tap, side by side. */
-#ifndef INT8_GATHER_H
-#define INT8_GATHER_H
+#ifndef ADR_INT8_GATHER_H
+#define ADR_INT8_GATHER_H
 
 #include "adr_int8.h"
 
