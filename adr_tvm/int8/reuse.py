@@ -18,7 +18,7 @@ from adr_tvm.int8.operators import conv2d_sums
 from adr_tvm.reference_ids import number, read_index
 from adr_tvm.settings import ReuseSetting
 
-INT32_MAX = 2**31 - 1
+NEVER = 2**30  # a threshold that no dot product exceeds
 GROUP = 5  # segments of ``segment`` whose products are added up as int16
 
 
@@ -64,7 +64,7 @@ def quantise_planes(planes: np.ndarray, thresholds: np.ndarray, scale: float) ->
     steps = np.where(largest > 0, largest, 1) / 127
     rounded = np.rint(planes / steps[:, None]).astype(np.int8)
     limits = np.asarray(thresholds, np.float64) / (steps.astype(np.float64) * scale)
-    limits = np.where(np.isposinf(limits), INT32_MAX, np.floor(np.clip(limits, -(2**30), 2**30)))
+    limits = np.floor(np.clip(limits, -NEVER, NEVER))
     return IntegerPlanes(rounded, limits.astype(np.int32))
 
 

@@ -7,8 +7,8 @@
 
 #include "adr_int8.h"
 
-/* Writes one of the four columns from a vector of 4 * steps entries. */
-void adr_widen_i8(const int8_t *values, int32_t steps, uint32_t *column);
+/* Writes one of the four columns from a vector of 4 * steps entries; returns 0 only if all of them are 0. */
+uint32_t adr_widen_i8(const int8_t *values, int32_t steps, uint32_t *column);
 
 /* sums[column * stride + filter] of 2 * pairs filters; stride is in words. The words of a pair of filters lie ``pair_words``
  * after those of the one before: 2 * steps, or more where only a part of each filter is multiplied. */

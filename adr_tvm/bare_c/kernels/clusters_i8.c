@@ -24,13 +24,6 @@ static uint32_t key_of_data(const int8_t *vector, int32_t steps) {
   return key;
 }
 
-static int is_zero(const int8_t *vector, int32_t steps) {
-  uint32_t all = 0;
-  for (int32_t step = 0; step < steps; ++step)
-    all |= adr_four(vector + 4 * step);
-  return all == 0;
-}
-
 /* The cluster with this key (and, with ``exact``, these data), made if there is none. */
 static int32_t find(const adr_int8_reuse *p, adr_clusters *found, uint32_t key, const int8_t *vector) {
   const uint32_t mask = (uint32_t)p->slots - 1;
@@ -53,13 +46,14 @@ static int32_t find(const adr_int8_reuse *p, adr_clusters *found, uint32_t key, 
 }
 
 static void find_keys(const adr_int8_reuse *p, const int32_t *planes, const int32_t *thresholds, const uint32_t *columns,
-                     int32_t *dots, uint32_t keys[4]) {
+                      int32_t *dots, uint32_t keys[4]) {
   const int32_t steps = (p->length + 3) / 4, pairs = (p->bits + 1) / 2;
   adr_products_i8(planes, columns, steps, pairs, dots, 2 * pairs, 2 * steps);
-  for (int32_t c = 0; c < 4; ++c) {
-    keys[c] = 0;
-    for (int32_t bit = 0; bit < p->bits; ++bit)
-      keys[c] |= (uint32_t)(dots[2 * pairs * c + bit] > thresholds[bit]) << bit;
+  for (int32_t c = 0; c < 4; ++c, dots += 2 * pairs) {
+    uint32_t key = 0;
+    /* The difference is negative where the product is larger; thresholds are at most 2^30, so it fits. */
+    for (int32_t bit = p->bits - 1; bit >= 0; --bit) key = key << 1 | (uint32_t)(thresholds[bit] - dots[bit]) >> 31;
+    keys[c] = key;
   }
 }
 
@@ -88,11 +82,46 @@ static void write_centroids(const adr_int8_reuse *p, const adr_clusters *found, 
   }
 }
 
+/* Up to four vectors that are hashed together. */
+typedef struct {
+  int32_t count;
+  const int8_t *vectors[4];
+  int32_t positions[4];
+  uint32_t any[4]; /* 0 if the vector is all zeros */
+} adr_batch;
+
+static void add_to_cluster(adr_clusters *found, int32_t cluster, const int8_t *vector) {
+  int32_t *sums = found->sums + cluster * found->padded;
+  ++found->counts[cluster];
+  for (int32_t i = 0; i < found->padded; i += 4) {
+    sums[i] += vector[i];
+    sums[i + 1] += vector[i + 1];
+    sums[i + 2] += vector[i + 2];
+    sums[i + 3] += vector[i + 3];
+  }
+}
+
+/* 0 once there are more clusters than the limit. */
+static int find_batch(const adr_int8_reuse *p, const adr_batch *batch, uint32_t keys[4], int32_t limit,
+                      adr_clusters *found, uint16_t *ids) {
+  for (int32_t c = 0; c < batch->count; ++c) {
+    if (p->bits == 0) keys[c] = key_of_data(batch->vectors[c], found->padded / 4);
+    else if (batch->any[c] == 0) keys[c] = ADR_ZEROS;
+    const int32_t cluster = find(p, found, keys[c], batch->vectors[c]);
+    if (found->clusters > limit) return 0;
+    ids[batch->positions[c]] = (uint16_t)cluster;
+    if (p->bits > 0) add_to_cluster(found, cluster, batch->vectors[c]);
+  }
+  return 1;
+}
+
 int32_t adr_cluster_i8(const adr_int8_reuse *p, const int32_t *planes, const int32_t *thresholds, int32_t segment,
                        int32_t positions, adr_fetch fetch, const void *context, int32_t limit, uint16_t *ids,
                        uint32_t *centroids, uint32_t *scratch) {
   const int32_t steps = (p->length + 3) / 4, padded = 4 * steps;
   adr_clusters found = {0, padded, (int32_t *)scratch, NULL, NULL, NULL};
+  adr_batch batch = {0, {NULL, NULL, NULL, NULL}, {0}, {0}};
+  uint32_t keys[4] = {0};
   found.counts = found.sums + p->capacity * padded;
   found.keys = (uint32_t *)(found.counts + p->capacity);
   found.slots = (uint16_t *)(found.keys + p->capacity);
@@ -100,35 +129,20 @@ int32_t adr_cluster_i8(const adr_int8_reuse *p, const int32_t *planes, const int
   int32_t *dots = (int32_t *)(columns + 8 * steps);
   int8_t *buffers = (int8_t *)(dots + 8 * ((p->bits + 1) / 2));
   memset(found.slots, 0, 2 * (size_t)p->slots);
-  for (int32_t first = 0; first < positions; first += 4) {
-    const int32_t count = positions - first < 4 ? positions - first : 4;
-    const int8_t *vectors[4] = {NULL, NULL, NULL, NULL};
-    uint32_t keys[4];
-    for (int32_t c = 0; c < count; ++c) {
-      vectors[c] = fetch(context, segment, first + c, buffers + c * padded);
-      if (vectors[c] && p->bits > 0)
-        adr_widen_i8(vectors[c], steps, columns + c);
+  for (int32_t position = 0; position < positions; ++position) {
+    const int8_t *vector = fetch(context, segment, position, buffers + batch.count * padded);
+    if (vector == NULL) {
+      ids[position] = ADR_NO_VECTOR;
+    } else {
+      batch.vectors[batch.count] = vector;
+      batch.positions[batch.count] = position;
+      if (p->bits > 0) batch.any[batch.count] = adr_widen_i8(vector, steps, columns + batch.count);
+      ++batch.count;
     }
-    if (p->bits > 0)
-      find_keys(p, planes, thresholds, columns, dots, keys);
-    for (int32_t c = 0; c < count; ++c) {
-      ids[first + c] = ADR_NO_VECTOR;
-      if (!vectors[c])
-        continue;
-      if (p->bits == 0)
-        keys[c] = key_of_data(vectors[c], steps);
-      else if (is_zero(vectors[c], steps))
-        keys[c] = ADR_ZEROS;
-      const int32_t cluster = find(p, &found, keys[c], vectors[c]);
-      if (found.clusters > limit)
-        return found.clusters;
-      ids[first + c] = (uint16_t)cluster;
-      if (p->bits > 0) {
-        int32_t *sums = found.sums + cluster * padded;
-        for (int32_t i = 0; i < p->length; ++i)
-          sums[i] += vectors[c][i];
-        ++found.counts[cluster];
-      }
+    if (batch.count == 4 || (batch.count > 0 && position == positions - 1)) {
+      if (p->bits > 0) find_keys(p, planes, thresholds, columns, dots, keys);
+      if (!find_batch(p, &batch, keys, limit, &found, ids)) return found.clusters;
+      batch.count = 0;
     }
   }
   write_centroids(p, &found, buffers, centroids);

@@ -2,19 +2,22 @@
 
 #include "adr_int8_pairs.h"
 
-void adr_widen_i8(const int8_t *values, int32_t steps, uint32_t *column) {
+uint32_t adr_widen_i8(const int8_t *values, int32_t steps, uint32_t *column) {
+  uint32_t any = 0;
   for (; steps > 0; --steps, values += 4, column += 8) {
     const uint32_t four = adr_four(values);
+    any |= four;
     column[0] = adr_even(four);
     column[4] = adr_odd(four);
   }
+  return any;
 }
 
 #if defined(__thumb2__) && defined(__ARM_FEATURE_SIMD32) && defined(__GNUC__)
 
 /* Eight sums, two addresses and four temporaries fill all 14 registers, which compilers do not manage without spilling:
  * 29 instructions for 32 multiply-adds, against 41 of GCC 12. On the stack: [0] end of columns, [4] columns, [8] pairs,
- * [12] weights, [16] what sums start at; then r4 to r11 and lr; [56] where results go, [60] stride, [64] pair_words,
+ * [12] bytes of weights to skip, [16] what sums start at; then r4 to r11 and lr; [56] where results go, [60] stride, [64] pair_words,
  * [68] shift. r0 weights, r1 columns, r2 to r5 sums of the first filter, r6 to r9 of the second. */
 #define ADR_FOUR_COLUMNS         \
   "ldrd r12, lr, [r1], #8\n"     \
@@ -38,7 +41,10 @@ void adr_widen_i8(const int8_t *values, int32_t steps, uint32_t *column) {
       ".type " #name ", %function\n" #name ":\n"             \
       "push {r4-r11, lr}\n"                                  \
       "sub sp, sp, #20\n"                                    \
-      "str r0, [sp, #12]\n"                                  \
+      "ldr r12, [sp, #64]\n"                                 \
+      "sub r12, r12, r2, lsl #1\n"                           \
+      "lsl r12, r12, #2\n"                                   \
+      "str r12, [sp, #12]\n"                                 \
       "str r1, [sp, #4]\n"                                   \
       "add r2, r1, r2, lsl #5\n"                             \
       "str r2, [sp]\n"                                       \
@@ -65,11 +71,9 @@ void adr_widen_i8(const int8_t *values, int32_t steps, uint32_t *column) {
       "ldrd r12, r1, [sp, #56]\n"                            \
       "lsls r1, r1, #2\n" finish                             \
       "str r12, [sp, #56]\n"                                 \
-      "ldr r0, [sp, #12]\n"                                  \
-      "ldr r1, [sp, #64]\n"                                  \
-      "add r0, r0, r1, lsl #2\n"                             \
-      "str r0, [sp, #12]\n"                                  \
-      "ldrd r1, r2, [sp, #4]\n"                              \
+      "ldrd r2, r3, [sp, #8]\n"                              \
+      "ldr r1, [sp, #4]\n"                                   \
+      "add r0, r0, r3\n"                                     \
       "subs r2, r2, #1\n"                                    \
       "str r2, [sp, #8]\n"                                   \
       "bne 1b\n"                                             \
