@@ -38,14 +38,16 @@ class CompileResult:
     """What a compile run made.
 
     Attributes:
-        folder: the bundle; ``adr_tvm.load`` takes it.
+        folder: the bundle; ``adr_tvm.load`` takes it, if it is not of C files.
         plan: what each layer does and why.
         result: what was measured.
+        excess: of bare C, which limits of memory are missed and what would help; empty if none.
     """
 
     folder: Path
     plan: ReusePlan
     result: NetworkResult
+    excess: str = ""
 
 
 def default_output(model_path: str | Path) -> Path:
@@ -76,8 +78,8 @@ def compile_model(
         ModelError: the model or plan is bad or not supported.
         DataError: the calibration data or timings are bad.
         UsageError: the output cannot be written, or options do not fit the model or the data.
-        GoalUnmetError: ``options.min_speedup`` was not reached. The bundle was written, and ``result`` of the
-            error is the ``CompileResult``.
+        GoalUnmetError: ``options.min_speedup`` was not reached, or ``max_ram`` or ``max_flash`` exceeded. The bundle
+            was written, and ``result`` of the error is the ``CompileResult``.
         MissingDependencyError: there is no C++ compiler for the target, or for ``--emit bundle`` no runtime.
         BoardError: the board of ``options.rpc`` failed. Times measured until then are in ``FOLDER-timings.json``
             beside the folder, tuned schedules in the database.
@@ -86,10 +88,13 @@ def compile_model(
     folder = default_output(model_path) if out is None else Path(out)
     if calibration is None:
         _check_uncalibrated(options)
+        if options.dtype == "int8":
+            raise UsageError("--dtype int8 is quantised with calibration data: add --calib, such as --calib images.npz")
     entry = options.entry
     running = set_threads(None if entry.foreign else options.threads)  # here, even where the target is elsewhere
     threads = (options.threads or entry.cores or running) if entry.foreign else running
 
+    from adr_tvm.bare_c.bundle import check_operators, dense_plan
     from adr_tvm.build import build_plan
     from adr_tvm.deploy import bundle
     from adr_tvm.deploy.linux_bundle import find_parts
@@ -112,6 +117,10 @@ def compile_model(
             options = replace(options, threads=threads)
         network = LoadedNetwork(model_path, options)
         samples, plan = network.open_calibration(calibration), network.given_plan()
+        if entry.bare_metal:
+            check_operators(network.mod, network.checked)
+            if samples is None and plan is None and not options.lossless:
+                plan = dense_plan(network.mod, network.checked, network.rules, options)
         cpu = None if board is None else board.name
         database = open_database(options.tuning_db, options.tune, network.target, threads, cpu)
         images = 1 if samples is None else samples.batch_size
@@ -123,20 +132,42 @@ def compile_model(
                 outcome = tune_plan(network, outcome, samples, database, options.tune, images, board)
             if database is not None:
                 outcome = replace(outcome, result=with_tuning(outcome.result, network.mod, database))
-            library = outcome.executable
-            if entry.foreign:
+            library, excess = outcome.executable, ""
+            if entry.bare_metal:
+                outcome, excess = _write_bare_c(network, samples, outcome, staging)
+            elif entry.foreign:
                 with progress(f"building the library for {entry.name}", None) as step:
                     library = build_plan(network.mod, outcome.plan, network.target)
                     step.advance(1)
-            made = (network.checked, outcome.plan, network.mod, network.target, entry, linux)
-            bundle.write_bundle(staging, library, *made)
+            if not entry.bare_metal:
+                made = (network.checked, outcome.plan, network.mod, network.target, entry, linux)
+                bundle.write_bundle(staging, library, *made)
             outcome.result.save(staging)
             outcome.timings.save(staging / bundle.TIMINGS_FILE)
             write_report(outcome.result, staging)
     get_log().info("wrote %s", folder)
-    compiled = CompileResult(folder, outcome.plan, outcome.result)
+    compiled = CompileResult(folder, outcome.plan, outcome.result, excess)
     _check_goal(compiled, options.min_speedup)
     return compiled
+
+
+def _write_bare_c(
+    network: LoadedNetwork, samples: CalibrationSet | None, outcome: Outcome, staging: Path
+) -> tuple[Outcome, str]:
+    """Write the C files; returns the outcome with what they take, and which limits of memory are missed."""
+    from adr_tvm.bare_c.bundle import c_network, excess, int8_network, write_c_bundle
+
+    made, notes = c_network(network.mod, network.checked, outcome.plan), list(outcome.result.notes)
+    if network.options.dtype == "int8":
+        assert samples is not None
+        made, note = int8_network(made, samples)
+        get_log().info("%s", note)
+        notes.append(f"{note}.")
+    with progress(f"compiling the C files for {network.options.entry.name}", None) as step:
+        footprint = write_c_bundle(staging, made, outcome.plan, network.options)
+        step.advance(1)
+    result = replace(outcome.result, notes=[*notes, f"{footprint}."])
+    return replace(outcome, result=result), excess(made, footprint, network.options)
 
 
 def _plan_layers(
@@ -174,7 +205,7 @@ def _plan_layers(
     clock: Clock | None = None
     if options.entry.foreign:
         cost = recorded(timings, threads) if options.cost_model is None else None
-        cost = cost or foreign_cost_model(options.entry, options.cost_model, threads, lanes)
+        cost = cost or foreign_cost_model(options.entry, options.cost_model, threads, lanes, options.dtype)
         candidates = find_candidates(network.mod["main"], "main", network.rules)
         clock = PredictedClock(cost, options.entry.name, candidates)
         if board is not None:
@@ -256,6 +287,8 @@ def _check_uncalibrated(options: CompileOptions) -> None:
 
 
 def _check_goal(compiled: CompileResult, goal: float | None) -> None:
+    if compiled.excess:
+        raise GoalUnmetError(f"{compiled.excess}; it was written to {compiled.folder}", compiled)
     reached = compiled.result.speedup
     if goal is None or (reached is not None and reached >= goal):
         return

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 from adr_tvm.errors import UsageError
 from adr_tvm.remote.address import Address, parse_address
 from adr_tvm.settings import GRANULARITIES, HASH_FAMILIES, MAX_BITS, SCOPES
-from adr_tvm.targets import TargetEntry, find_target, read_target
+from adr_tvm.targets import TARGETS, TargetEntry, find_target, read_target
 
 if TYPE_CHECKING:
     from adr_tvm.plan import ReusePlan
 
-EMITTED = ("library", "bundle")
+EMITTED = ("library", "bundle", "c")
+DTYPES = ("float32", "int8")
 METRIC_NAMES = ("auto", "top1", "agreement", "psnr", "nmse")
 
 
@@ -54,7 +55,10 @@ class CompileOptions:
         time_budget: seconds after which the search takes the best it has; None: no limit.
         batch_size: samples in a calibration batch; None: the model's own, 32 where it is free.
         min_speedup: goal for dense time / reuse time of the network.
-        emit: ``library``: the folder that ``adr_tvm.load`` takes; ``bundle``: also what C and C++ need to run it.
+        emit: ``library``: the folder that ``adr_tvm.load`` takes; ``bundle``: also what C and C++ need to run it;
+            ``c``: self-contained C99 for a microcontroller.
+        dtype: of activations and weights in ``c``: ``float32``, or ``int8``, quantised with the calibration data.
+        max_ram, max_flash: goals in bytes for ``c``: arena, inputs and outputs; constants and code.
         runtime_dir: folder with TVM's runtime for the target, or its wheels; None: this machine's, where it fits.
         dump_ir: folder that takes the module after each pass.
         rpc: address of a board, or of a tracker, as ``HOST:PORT``: times are measured there; None: they are measured
@@ -92,6 +96,9 @@ class CompileOptions:
     batch_size: int | None = None
     min_speedup: float | None = None
     emit: str = "library"
+    dtype: str = "float32"
+    max_ram: int | None = None
+    max_flash: int | None = None
     runtime_dir: str | Path | None = None
     dump_ir: str | Path | None = None
     rpc: str | None = None
@@ -134,6 +141,16 @@ class CompileOptions:
             raise UsageError("--key names a board of --rpc HOST:PORT, which is missing")
         if self.board is not None and not self.entry.foreign:
             raise UsageError("--rpc needs the board's --target, or its --target-json; cpu is this machine")
+        if self.entry.bare_metal != (self.emit == "c"):
+            if self.emit == "c":
+                names = " or ".join(name for name, entry in TARGETS.items() if entry.bare_metal)
+                raise UsageError(f"--emit c is for microcontrollers: --target {names}; the C compiles for any machine")
+            raise UsageError(f"--target {self.entry.name} has no operating system to load a library: add --emit c")
+        if self.entry.bare_metal:
+            single = (("--threads", self.threads), ("--cost-model", self.cost_model))
+            needless = [flag for flag, value in single if value is not None]
+            if needless:
+                raise UsageError(f"{' and '.join(needless)} cannot go with --emit c, which runs on one core")
         if self.board is not None or not self.entry.foreign:
             return
         given = (("--tune", self.tune), ("--tuning-db", self.tuning_db), ("--timings", self.timings))
@@ -154,6 +171,8 @@ class CompileOptions:
             ("--threads", self.threads, 1, 1024),
             ("--batch-size", self.batch_size, 1, None),
             ("--tune", self.tune, 1, 1_000_000),
+            ("--max-ram", self.max_ram, 1, None),
+            ("--max-flash", self.max_flash, 1, None),
         ):
             if value is not None and not (value >= lowest and (highest is None or value <= highest)):
                 to = "or more" if highest is None else f"to {highest}"
@@ -175,9 +194,16 @@ class CompileOptions:
             ("--hash", self.hash, HASH_FAMILIES),
             ("--scope", self.scope, SCOPES),
             ("--emit", self.emit, EMITTED),
+            ("--dtype", self.dtype, DTYPES),
         ):
             if value is not None and value not in allowed:
                 raise UsageError(f"{flag} is {value!r}, expected one of {', '.join(allowed)}")
+        if self.emit != "c" and self.dtype != "float32":
+            raise UsageError(f"--dtype {self.dtype} is for --emit c")
+        if self.emit != "c":
+            for flag, limit in (("--max-ram", self.max_ram), ("--max-flash", self.max_flash)):
+                if limit is not None:
+                    raise UsageError(f"{flag} is for --emit c")
         if self.runtime_dir is not None and self.emit != "bundle":
             raise UsageError("--runtime-dir is for --emit bundle, which holds TVM's runtime")
         for flag, patterns in (("--skip", self.skip), ("--only", self.only)):

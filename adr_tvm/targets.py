@@ -2,7 +2,8 @@
 
 ``cpu`` is this machine. Every other target is *foreign*: its code is linked by a cross compiler
 (``adr_tvm/deploy/toolchain.py``), nothing of it runs here, and planning predicts its times from its core
-(``adr_tvm/planner/core_cost.py``).
+(``adr_tvm/planner/core_cost.py``; of a microcontroller, which has no operating system and takes bare C,
+``adr_tvm/bare_c/cost.py``).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 AARCH64 = "aarch64-linux-gnu"
 X86_64 = "x86_64-linux-gnu"
+BARE_METAL = "arm-none-eabi"
 TRIPLES = (AARCH64, X86_64)
 MAX_CORES = 1024
 MAX_JSON_BYTES = 1 << 16
@@ -70,6 +72,11 @@ class TargetEntry:
         """Whether nothing of it runs here, so that its times can only be predicted."""
         return self.triple is not None
 
+    @property
+    def bare_metal(self) -> bool:
+        """Whether it has no operating system, so that it takes bare C and nothing else."""
+        return self.triple == BARE_METAL
+
 
 def _this_cpu(_threads: int | None = None) -> tvm.target.Target:
     from adr_tvm._tvm import cpu_target
@@ -87,6 +94,15 @@ def _foreign(
         return foreign_target(triple, mcpu, mattr, threads or cores)
 
     return TargetEntry(name, description, make, triple, mcpu, cores, core)
+
+
+def _microcontroller(name: str, description: str) -> TargetEntry:
+    def make(_threads: int | None = None) -> tvm.target.Target:
+        from adr_tvm._tvm import foreign_target
+
+        return foreign_target("thumbv7em-none-eabihf", name, [], 1)
+
+    return TargetEntry(name, description, make, BARE_METAL, name, 1)
 
 
 # The Raspberry Pi's cores up to the 4 lack the cryptographic instructions that Arm's own have.
@@ -107,6 +123,8 @@ _ENTRIES = (
     _foreign("cortex-a76", "boards with Cortex-A76", AARCH64, "cortex-a76", _V8_2, 4, _A76),
     _foreign("neoverse", "Arm servers, Neoverse N1 and later", AARCH64, "neoverse-n1", _V8_2, 4, _N1),
     _foreign("arm64", "any 64-bit Arm with Linux", AARCH64, "generic", _NEON, 4, _A53),
+    _microcontroller("cortex-m4", "microcontrollers with Cortex-M4F, bare C"),
+    _microcontroller("cortex-m7", "microcontrollers with Cortex-M7, bare C"),
 )
 
 TARGETS = {entry.name: entry for entry in _ENTRIES}

@@ -14,7 +14,7 @@ from adr_tvm import __version__
 from adr_tvm.cli.common import Parser, add_verbosity, run_cli
 from adr_tvm.cli.list_targets import ListTargets
 from adr_tvm.errors import GoalUnmetError, UsageError
-from adr_tvm.options import EMITTED, METRIC_NAMES, CompileOptions
+from adr_tvm.options import DTYPES, EMITTED, METRIC_NAMES, CompileOptions
 from adr_tvm.settings import GRANULARITIES, HASH_FAMILIES, MAX_BITS, SCOPES
 from adr_tvm.targets import TARGETS
 
@@ -44,6 +44,10 @@ examples:
       the same, measured on the board, where an RPC server runs
   adr-compile m.onnx --target rpi4 --emit bundle --runtime-dir tvm-aarch64
       a folder that runs there without Python; how to get the runtime is told
+  adr-compile m.onnx --target cortex-m7 --emit c --max-ram 256K
+      C files for a microcontroller: no runtime, no heap
+  adr-compile m.onnx --target cortex-m4 --emit c --dtype int8 --calib images.npz
+      the same in integers, for a quarter of the memory
   adr-compile m.onnx --tune 32 --tuning-db my-machine.jsonl
       with kernels tuned for this machine; the file serves later runs
 
@@ -53,8 +57,8 @@ them: nothing is scaled or converted. Half of them choose the plan, the other
 half verify it.
 
 exit codes:
-  0 done, also when all layers stay dense    4 --min-speedup not reached; the
-  1 internal error                             best found is written
+  0 done, also when all layers stay dense    4 --min-speedup, --max-ram or
+  1 internal error                             --max-flash missed; all is written
   2 wrong use                                5 a dependency is missing, or
                                                the board failed
   3 bad or unsupported model or data       130 interrupted"""
@@ -74,13 +78,25 @@ def make_parser() -> argparse.ArgumentParser:
         "--emit",
         metavar="|".join(EMITTED),
         help="library: for adr_tvm.load; bundle: also C and C++ API, TVM's runtime and an example for the target, a "
-        "folder that runs without Python (default: library)",
+        "folder that runs without Python; c: self-contained C99 for a microcontroller (default: library)",
     )
     parser.add_argument(
         "--runtime-dir",
         metavar="DIR",
         help="for --emit bundle: TVM's runtime for the target, or its wheels (default: this machine's, where it fits)",
     )
+    parser.add_argument(
+        "--dtype",
+        metavar="|".join(DTYPES),
+        help="for --emit c: what it computes in; int8 is quantised with the data of --calib (default: float32)",
+    )
+    for flag, what in (("--max-ram", "arena, inputs and outputs"), ("--max-flash", "constants and code")):
+        parser.add_argument(
+            flag,
+            metavar="BYTES",
+            type=byte_count,
+            help=f"goal for --emit c: {what}, as 65536 or 64K; exit code 4 and what would help if missed",
+        )
     parser.add_argument("-o", "--out", metavar="OUT", help="folder of the bundle (default: MODEL-adr)")
     parser.add_argument(
         "--list-targets",
@@ -207,6 +223,20 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
         help="list the layers and whether they may reuse; build and write nothing",
     )
     group.add_argument("--dump-ir", metavar="DIR", help="write the module to DIR after each pass")
+
+
+def byte_count(text: str) -> int:
+    """A number of bytes, such as 65536, 64K or 2M.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    units = {"K": 2**10, "M": 2**20}
+    unit = units.get(text[-1:].upper(), 1)
+    digits = text[:-1] if unit > 1 else text
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 16):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes, such as 65536, 64K or 2M")
+    return int(digits) * unit
 
 
 def options_of(arguments: argparse.Namespace) -> CompileOptions:

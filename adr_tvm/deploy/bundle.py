@@ -8,7 +8,8 @@
 | ``plan.json``, ``planes.npz`` | the plan |
 | ``report.json``, ``report.html``, ``timings.json`` | what was measured |
 
-A Linux bundle holds more: ``adr_tvm/deploy/linux_bundle.py``.
+A Linux bundle holds more: ``adr_tvm/deploy/linux_bundle.py``. Bare C (``adr_tvm/bare_c/bundle.py``) is a folder of
+sources with plan and reports, whose manifest is ``model.json``.
 """
 
 from __future__ import annotations
@@ -295,7 +296,9 @@ def _check_replaceable(goal: Path) -> None:
 
 def _foreign(folder: Path) -> list[str]:
     """Files and links in a folder that are no part of a bundle, by their path in it; so are folders without files."""
-    found, known = [], {*BUNDLE_FILES, *LINUX_FILES}
+    from adr_tvm.bare_c.bundle import c_files
+
+    found, known = [], {*BUNDLE_FILES, *LINUX_FILES, *c_files()}
     for path, folders, files in os.walk(folder):
         names = files if files or folders or path == str(folder) else [""]
         names = [*names, *(each for each in folders if os.path.islink(os.path.join(path, each)))]
@@ -304,11 +307,16 @@ def _foreign(folder: Path) -> list[str]:
 
 
 def _is_bundle(folder: Path) -> bool:
-    try:
-        content = json.loads((folder / MANIFEST_FILE).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and "adr_version" in content
+    from adr_tvm.bare_c.bundle import C_MANIFEST
+
+    for name in (MANIFEST_FILE, C_MANIFEST):
+        try:
+            content = json.loads((folder / name).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(content, dict) and "adr_version" in content:
+            return True
+    return False
 
 
 def _swap(staging: Path, goal: Path, old: Path) -> None:
