@@ -75,7 +75,8 @@ def compile_model(
         UsageError: the output cannot be written, or options do not fit the model or the data.
         GoalUnmetError: ``options.min_speedup`` was not reached. The bundle was written, and ``result`` of the
             error is the ``CompileResult``.
-        MissingDependencyError: there is no C++ compiler for the target, or for ``--emit bundle`` no runtime.
+        MissingDependencyError: there is no C++ compiler for the target, for ``--emit bundle`` no runtime, or for CUDA
+            no compiler or runtime library.
     """
     options = options or CompileOptions()
     folder = default_output(model_path) if out is None else Path(out)
@@ -85,7 +86,7 @@ def compile_model(
     running = set_threads(None if entry.foreign else options.threads)  # here, even where the target is elsewhere
     threads = (options.threads or entry.cores or running) if entry.foreign else running
 
-    from adr_tvm.build import build_plan
+    from adr_tvm.build import build_plan, code_objects_of
     from adr_tvm.deploy import bundle
     from adr_tvm.deploy.linux_bundle import find_parts
     from adr_tvm.deploy.toolchain import toolchain_of
@@ -99,6 +100,8 @@ def compile_model(
     from adr_tvm.tuning.tuner import tune_network
 
     toolchain_of(entry).check()
+    with code_objects_of(entry):
+        pass  # its compiler and libraries, before the model is read
     linux = find_parts(entry, options.runtime_dir) if options.emit == "bundle" else None
     timings = None if options.timings is None else Timings.load(options.timings)
     network = LoadedNetwork(model_path, options)
@@ -115,7 +118,7 @@ def compile_model(
             outcome = replace(outcome, result=with_tuning(outcome.result, network.mod, database))
         library = outcome.executable
         if entry.foreign:
-            with progress(f"building the library for {entry.name}", None) as step:
+            with progress(f"building the library for {entry.name}", None) as step, code_objects_of(entry):
                 library = build_plan(network.mod, outcome.plan, network.target)
                 step.advance(1)
         made = (network.checked, outcome.plan, network.mod, network.target, entry, linux)
@@ -137,11 +140,13 @@ def _plan_layers(
     threads: int,
 ) -> Outcome:
     """Search, or measure the given plan; the dense network is compared with ONNX Runtime first."""
-    from adr_tvm.build import build_module, build_plan
+    from adr_tvm._tvm import processor_target
+    from adr_tvm.build import build_module, build_plan, code_objects_of
     from adr_tvm.frontend.dense_check import check_dense, some_inputs
     from adr_tvm.passes.mark_candidates import find_candidates
     from adr_tvm.planner.core_cost import foreign_cost_model
     from adr_tvm.planner.cost_file import find_cost_model, recorded
+    from adr_tvm.planner.gpu_cost import gpu_cost_model
     from adr_tvm.planner.predicted_clock import PredictedClock
     from adr_tvm.planner.search import evaluate, search
     from adr_tvm.schedules.register_tile import isa_of
@@ -158,9 +163,11 @@ def _plan_layers(
         get_log().info("%s", CALIBRATION_HINT)
         notes.append(CALIBRATION_HINT)
     arguments = (samples, network.host, _search_options(options), timings)
-    lanes, cost, clock = isa_of(network.target).lanes, None, None
+    lanes, cost, clock = isa_of(processor_target(network.target)).lanes, None, None
     if options.entry.foreign:
-        cost = foreign_cost_model(options.entry, options.cost_model, threads, lanes)
+        gpu = options.entry.gpu is not None
+        model = options.cost_model
+        cost = gpu_cost_model(options.entry) if gpu else foreign_cost_model(options.entry, model, threads, lanes)
         candidates = find_candidates(network.mod["main"], "main", network.rules)
         clock = PredictedClock(cost, options.entry.name, candidates)
     elif plan is None and samples is not None and not options.lossless:
@@ -171,7 +178,8 @@ def _plan_layers(
     else:
         outcome = evaluate(network.mod, checked, network.rules, plan, *arguments, clock)
     if network.dump is not None:
-        build_plan(network.mod, outcome.plan, network.target, network.dump)
+        with code_objects_of(options.entry):
+            build_plan(network.mod, outcome.plan, network.target, network.dump)
     result = replace(
         outcome.result,
         target=options.entry.name,
@@ -187,6 +195,8 @@ def _search_options(options: CompileOptions) -> SearchOptions:
     named = {field.name: getattr(options, field.name) for field in fields(SearchOptions)}
     if options.min_psnr is not None:
         named["metric"] = "psnr"
+    if options.entry.gpu is not None:
+        named["granularity"] = "row"  # there are kernels for no other
     return SearchOptions(**named)
 
 

@@ -19,7 +19,7 @@ from adr_tvm.planner.cost import TERMS
 from adr_tvm.schedules.register_tile import NEON, conv_tile, gemm_tile, isa_of
 from adr_tvm.targets import AARCH64, TARGETS, find_target, read_target
 
-FOREIGN = [name for name, entry in TARGETS.items() if entry.foreign]
+FOREIGN = [name for name, entry in TARGETS.items() if entry.foreign and entry.gpu is None]
 A57 = {"kind": "llvm", "mtriple": AARCH64, "mcpu": "cortex-a57", "mattr": ["+neon"], "num-cores": 2}
 
 
@@ -31,7 +31,8 @@ def write(folder, content):
 
 def test_the_presets():
     assert set(TARGETS) == {
-        *("cpu", "rpi3", "rpi4", "rpi5", "jetson-cpu", "cortex-a53", "cortex-a72", "cortex-a76", "neoverse", "arm64")
+        *("cpu", "rpi3", "rpi4", "rpi5", "jetson-cpu", "cortex-a53", "cortex-a72", "cortex-a76", "neoverse", "arm64"),
+        *("cuda", "jetson-orin", "t4", "a100", "h100", "h200"),
     }
     assert not TARGETS["cpu"].foreign and len(FOREIGN) == 9
 
@@ -119,7 +120,7 @@ def test_the_list(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main(["--list-targets"])
     lines = capsys.readouterr().out.splitlines()
-    assert all(line.endswith("no: apt install g++-aarch64-linux-gnu") for line in lines[2:-1])
+    assert all(line.endswith("no: apt install g++-aarch64-linux-gnu") for line in lines[2 : 2 + len(FOREIGN)])
 
 
 def test_a_missing_cross_compiler(monkeypatch):
