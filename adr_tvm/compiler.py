@@ -16,6 +16,7 @@ from adr_tvm.progress import get_log, progress
 if TYPE_CHECKING:
     import numpy as np
 
+    from adr_tvm.build import Library
     from adr_tvm.data.calibration import CalibrationSet
     from adr_tvm.loaded_network import LoadedNetwork
     from adr_tvm.plan import ReusePlan
@@ -80,7 +81,8 @@ def compile_model(
         UsageError: the output cannot be written, or options do not fit the model or the data.
         GoalUnmetError: ``options.min_speedup`` was not reached, or ``max_ram`` or ``max_flash`` exceeded. The bundle
             was written, and ``result`` of the error is the ``CompileResult``.
-        MissingDependencyError: there is no C++ compiler for the target, or for ``--emit bundle`` no runtime.
+        MissingDependencyError: there is no C++ compiler for the target, for ``--emit bundle`` no runtime, or for CUDA
+            no compiler or runtime library.
         BoardError: the board of ``options.rpc`` failed. Times measured until then are in ``FOLDER-timings.json``
             beside the folder, tuned schedules in the database.
     """
@@ -95,7 +97,7 @@ def compile_model(
     threads = (options.threads or entry.cores or running) if entry.foreign else running
 
     from adr_tvm.bare_c.bundle import check_operators, dense_plan
-    from adr_tvm.build import build_plan
+    from adr_tvm.build import code_objects_of
     from adr_tvm.deploy import bundle
     from adr_tvm.deploy.linux_bundle import find_parts
     from adr_tvm.deploy.toolchain import toolchain_of
@@ -109,6 +111,8 @@ def compile_model(
     from adr_tvm.tuning.tuner import tune_network
 
     toolchain_of(entry).check()
+    with code_objects_of(entry):
+        pass  # its compiler and libraries, before the model is read
     linux = find_parts(entry, options.runtime_dir) if options.emit == "bundle" else None
     timings = Timings() if options.timings is None else Timings.load(options.timings)
     with _board(options) as board, _kept(timings, folder):
@@ -132,16 +136,12 @@ def compile_model(
                 outcome = tune_plan(network, outcome, samples, database, options.tune, images, board)
             if database is not None:
                 outcome = replace(outcome, result=with_tuning(outcome.result, network.mod, database))
-            library, excess = outcome.executable, ""
+            excess = ""
             if entry.bare_metal:
                 outcome, excess = _write_bare_c(network, samples, outcome, staging)
-            elif entry.foreign:
-                with progress(f"building the library for {entry.name}", None) as step:
-                    library = build_plan(network.mod, outcome.plan, network.target)
-                    step.advance(1)
-            if not entry.bare_metal:
+            else:
                 made = (network.checked, outcome.plan, network.mod, network.target, entry, linux)
-                bundle.write_bundle(staging, library, *made)
+                bundle.write_bundle(staging, _library(network, outcome), *made)
             outcome.result.save(staging)
             outcome.timings.save(staging / bundle.TIMINGS_FILE)
             write_report(outcome.result, staging)
@@ -149,6 +149,19 @@ def compile_model(
     compiled = CompileResult(folder, outcome.plan, outcome.result, excess)
     _check_goal(compiled, options.min_speedup)
     return compiled
+
+
+def _library(network: LoadedNetwork, outcome: Outcome) -> Library:
+    """What planning built, or for another machine what is built now."""
+    from adr_tvm.build import build_plan, code_objects_of
+
+    entry = network.options.entry
+    if not entry.foreign:
+        return outcome.executable
+    with progress(f"building the library for {entry.name}", None) as step, code_objects_of(entry):
+        library = build_plan(network.mod, outcome.plan, network.target)
+        step.advance(1)
+    return library
 
 
 def _write_bare_c(
@@ -179,12 +192,14 @@ def _plan_layers(
     board: Board | None,
 ) -> Outcome:
     """Search, or measure the given plan; the dense network is compared with ONNX Runtime first."""
-    from adr_tvm.build import build_module, build_plan
+    from adr_tvm._tvm import processor_target
+    from adr_tvm.build import build_module, build_plan, code_objects_of
     from adr_tvm.frontend.dense_check import check_dense, some_inputs
     from adr_tvm.passes.mark_candidates import find_candidates
     from adr_tvm.planner.board_clock import BoardClock
     from adr_tvm.planner.core_cost import foreign_cost_model
     from adr_tvm.planner.cost_file import find_cost_model, recorded
+    from adr_tvm.planner.gpu_cost import gpu_cost_model
     from adr_tvm.planner.predicted_clock import PredictedClock
     from adr_tvm.planner.search import evaluate, search
     from adr_tvm.schedules.register_tile import isa_of
@@ -201,11 +216,14 @@ def _plan_layers(
         get_log().info("%s", CALIBRATION_HINT)
         notes.append(CALIBRATION_HINT)
     arguments = (samples, network.host, _search_options(options), timings)
-    lanes, cost = isa_of(network.target).lanes, None
+    lanes, cost = isa_of(processor_target(network.target)).lanes, None
     clock: Clock | None = None
     if options.entry.foreign:
-        cost = recorded(timings, threads) if options.cost_model is None else None
-        cost = cost or foreign_cost_model(options.entry, options.cost_model, threads, lanes, options.dtype)
+        if options.entry.gpu is not None:
+            cost = gpu_cost_model(options.entry)
+        else:
+            cost = recorded(timings, threads) if options.cost_model is None else None
+            cost = cost or foreign_cost_model(options.entry, options.cost_model, threads, lanes, options.dtype)
         candidates = find_candidates(network.mod["main"], "main", network.rules)
         clock = PredictedClock(cost, options.entry.name, candidates)
         if board is not None:
@@ -218,7 +236,8 @@ def _plan_layers(
     else:
         outcome = evaluate(network.mod, checked, network.rules, plan, *arguments, clock)
     if network.dump is not None:
-        build_plan(network.mod, outcome.plan, network.target, network.dump)
+        with code_objects_of(options.entry):
+            build_plan(network.mod, outcome.plan, network.target, network.dump)
     result = replace(
         outcome.result,
         target=options.entry.name,
@@ -271,6 +290,8 @@ def _search_options(options: CompileOptions) -> SearchOptions:
     named = {field.name: getattr(options, field.name) for field in fields(SearchOptions)}
     if options.min_psnr is not None:
         named["metric"] = "psnr"
+    if options.entry.gpu is not None:
+        named["granularity"] = "row"  # there are kernels for no other
     return SearchOptions(**named)
 
 

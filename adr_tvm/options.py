@@ -16,7 +16,11 @@ from typing import TYPE_CHECKING
 from adr_tvm.errors import UsageError
 from adr_tvm.remote.address import Address, parse_address
 from adr_tvm.settings import GRANULARITIES, HASH_FAMILIES, MAX_BITS, SCOPES
+<<<<<<< HEAD
 from adr_tvm.targets import TARGETS, TargetEntry, find_target, read_target
+=======
+from adr_tvm.targets import TargetEntry, find_target, read_target, with_architectures
+>>>>>>> cuda
 
 if TYPE_CHECKING:
     from adr_tvm.plan import ReusePlan
@@ -33,6 +37,7 @@ class CompileOptions:
     Attributes:
         target: one of ``adr_tvm.targets``.
         target_json: file that describes another target in TVM's words; in place of ``target``.
+        arch: architectures that a CUDA target gets machine code for, such as ``sm_80,sm_90``; None: the target's own.
         input_shapes: shapes to fix, by input name; a name as first dimension leaves the batch symbolic.
         labels_name: array of the calibration data that holds the class labels.
         metric: what the accuracy budget is measured in; ``auto`` is top1 with labels, else agreement for
@@ -72,6 +77,7 @@ class CompileOptions:
 
     target: str = "cpu"
     target_json: str | Path | None = None
+    arch: str | None = None
     input_shapes: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
     labels_name: str | None = None
     metric: str = "auto"
@@ -115,7 +121,8 @@ class CompileOptions:
     @cached_property
     def entry(self) -> TargetEntry:
         """What to compile for."""
-        return find_target(self.target) if self.target_json is None else read_target(self.target_json)
+        found = find_target(self.target) if self.target_json is None else read_target(self.target_json)
+        return found if self.arch is None else with_architectures(found, self.arch)
 
     @cached_property
     def board(self) -> Address | None:
@@ -153,6 +160,8 @@ class CompileOptions:
                 raise UsageError(f"{' and '.join(needless)} cannot go with --emit c, which runs on one core")
         if self.board is not None or not self.entry.foreign:
             return
+        if self.entry.gpu is not None:
+            self._check_cuda()
         given = (("--tune", self.tune), ("--tuning-db", self.tuning_db), ("--timings", self.timings))
         measured = [flag for flag, value in given if value is not None]
         if measured:
@@ -161,6 +170,14 @@ class CompileOptions:
                 "machine, so nothing is measured; with --rpc HOST:PORT a board measures, and --cost-model takes what "
                 "adr-bench --fit-machine measured there"
             )
+
+    def _check_cuda(self) -> None:
+        if self.emit == "bundle":
+            raise UsageError(f"--emit bundle holds a runtime for processors, not for {self.entry.name}: use library")
+        if self.granularity not in (None, "row"):
+            raise UsageError(f"--granularity {self.granularity} has no kernels for {self.entry.name}, row has")
+        if self.cost_model is not None:
+            raise UsageError(f"--cost-model is of a processor; times of {self.entry.name} come from its data sheet")
 
     def _check_numbers(self) -> None:
         for flag, value, lowest, highest in (

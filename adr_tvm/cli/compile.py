@@ -124,6 +124,11 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         '"mcpu": "cortex-a57", "mattr": ["+neon"], "num-cores": 4}',
     )
     group.add_argument(
+        "--arch",
+        metavar="SM,...",
+        help="architectures to compile a CUDA target for, such as sm_80,sm_90 (default: its own)",
+    )
+    group.add_argument(
         "--input-shapes",
         metavar="NAME:DIMS",
         action="append",

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import adr_tvm
 from adr_tvm.data.tensor_spec import TensorSpec
@@ -80,6 +80,7 @@ class Manifest:
         target: what was compiled for, as the user named it.
         cpu: LLVM's name of that processor.
         cpu_features: vector extensions that the library may use; without them it cannot run.
+        device: ``cuda`` where the kernels run on a GPU, else ``cpu``.
         library_sha256, weights_sha256: of the library and ``weights.bin``.
         inputs, outputs: of the network, in order.
         reuse_layers: in the order of the counts of ``main_counts``.
@@ -99,6 +100,7 @@ class Manifest:
     outputs: list[TensorSpec]
     reuse_layers: list[ReuseLayer]
     lossless: bool
+    device: Literal["cpu", "cuda"] = "cpu"
     adr_version: str = adr_tvm.__version__
     tvm_version: str = field(default_factory=installed_tvm_version)
     version: int = FORMAT_VERSION
@@ -214,7 +216,7 @@ def describe(
     checked: CheckedModel, plan: ReusePlan, mod: tvm.IRModule, target: tvm.target.Target, folder: Path
 ) -> Manifest:
     """The manifest of a bundle whose library is written; arguments as for ``write_bundle``."""
-    from adr_tvm._tvm import cpu_features
+    from adr_tvm._tvm import cpu_features, is_cuda, processor_target
     from adr_tvm.passes.mark_candidates import CandidateRules, find_candidates
 
     layers = [
@@ -226,14 +228,15 @@ def describe(
         model=checked.path.name,
         model_sha256=checked.sha256,
         target=plan.target,
-        cpu=str(target.attrs.get("mcpu", "")),
-        cpu_features=vector_extensions(cpu_features(target)),
+        cpu=str(processor_target(target).attrs.get("mcpu", "")),
+        cpu_features=vector_extensions(cpu_features(processor_target(target))),
         library_sha256=file_sha256(library_of(folder)),
         weights_sha256=file_sha256(folder / WEIGHTS_FILE),
         inputs=list(checked.inputs),
         outputs=list(checked.outputs),
         reuse_layers=layers,
         lossless=all(setting.lossless for setting in plan.reused.values()),
+        device="cuda" if is_cuda(target) else "cpu",
     )
 
 
