@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from adr_tvm.loaded_network import LoadedNetwork
     from adr_tvm.plan import ReusePlan
     from adr_tvm.planner.clock import Clock
+    from adr_tvm.planner.cost import CostModel
     from adr_tvm.planner.options import SearchOptions
     from adr_tvm.planner.search import Outcome
     from adr_tvm.remote.board import Board
@@ -216,7 +217,8 @@ def _plan_layers(
         get_log().info("%s", CALIBRATION_HINT)
         notes.append(CALIBRATION_HINT)
     arguments = (samples, network.host, _search_options(options), timings)
-    lanes, cost = isa_of(processor_target(network.target)).lanes, None
+    lanes = isa_of(processor_target(network.target)).lanes
+    cost: CostModel | None = None
     clock: Clock | None = None
     if options.entry.foreign:
         if options.entry.gpu is not None:

@@ -16,11 +16,7 @@ from typing import TYPE_CHECKING
 from adr_tvm.errors import UsageError
 from adr_tvm.remote.address import Address, parse_address
 from adr_tvm.settings import GRANULARITIES, HASH_FAMILIES, MAX_BITS, SCOPES
-<<<<<<< HEAD
-from adr_tvm.targets import TARGETS, TargetEntry, find_target, read_target
-=======
-from adr_tvm.targets import TargetEntry, find_target, read_target, with_architectures
->>>>>>> cuda
+from adr_tvm.targets import TARGETS, TargetEntry, find_target, read_target, with_architectures
 
 if TYPE_CHECKING:
     from adr_tvm.plan import ReusePlan

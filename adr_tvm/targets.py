@@ -2,12 +2,8 @@
 
 ``cpu`` is this machine. Every other target is *foreign*: its code is linked by a cross compiler
 (``adr_tvm/deploy/toolchain.py``), nothing of it runs here, and planning predicts its times from its core
-<<<<<<< HEAD
 (``adr_tvm/planner/core_cost.py``; of a microcontroller, which has no operating system and takes bare C,
-``adr_tvm/bare_c/cost.py``).
-=======
-(``adr_tvm/planner/core_cost.py``) or its GPU (``adr_tvm/planner/gpu_cost.py``).
->>>>>>> cuda
+``adr_tvm/bare_c/cost.py``) or its GPU (``adr_tvm/planner/gpu_cost.py``).
 """
 
 from __future__ import annotations
@@ -119,7 +115,6 @@ def _foreign(
     return TargetEntry(name, description, make, triple, mcpu, cores, core)
 
 
-<<<<<<< HEAD
 def _microcontroller(name: str, description: str) -> TargetEntry:
     def make(_threads: int | None = None) -> tvm.target.Target:
         from adr_tvm._tvm import foreign_target
@@ -127,7 +122,8 @@ def _microcontroller(name: str, description: str) -> TargetEntry:
         return foreign_target("thumbv7em-none-eabihf", name, [], 1)
 
     return TargetEntry(name, description, make, BARE_METAL, name, 1)
-=======
+
+
 def _cuda(name: str, description: str, gpu: Gpu, triple: str | None = None, mcpu: str = "") -> TargetEntry:
     def make(_threads: int | None = None) -> tvm.target.Target:
         from adr_tvm._tvm import cuda_target
@@ -155,7 +151,6 @@ def with_architectures(entry: TargetEntry, names: str) -> TargetEntry:
         raise UsageError(f"--arch {unknown[0]!r} is not known; there is {', '.join(ARCHITECTURES)}")
     gpu = replace(entry.gpu, architectures=tuple(given), ptx=None)
     return _cuda(entry.name, entry.description, gpu, entry.triple, entry.mcpu)
->>>>>>> cuda
 
 
 # The Raspberry Pi's cores up to the 4 lack the cryptographic instructions that Arm's own have.
@@ -179,10 +174,8 @@ _ENTRIES = (
     _foreign("cortex-a76", "boards with Cortex-A76", AARCH64, "cortex-a76", _V8_2, 4, _A76),
     _foreign("neoverse", "Arm servers, Neoverse N1 and later", AARCH64, "neoverse-n1", _V8_2, 4, _N1),
     _foreign("arm64", "any 64-bit Arm with Linux", AARCH64, "generic", _NEON, 4, _A53),
-<<<<<<< HEAD
     _microcontroller("cortex-m4", "microcontrollers with Cortex-M4F, bare C"),
     _microcontroller("cortex-m7", "microcontrollers with Cortex-M7, bare C"),
-=======
     # Where the GPU is not known its times are predicted as those of an A100.
     _cuda("cuda", "NVIDIA GPUs from Turing on", Gpu(ARCHITECTURES, NEWEST, 19.5, 1555)),
     _cuda("jetson-orin", "GPU of a Jetson Orin", Gpu(("sm_87",), None, 5.3, 204.8), AARCH64, "cortex-a78ae"),
@@ -190,7 +183,6 @@ _ENTRIES = (
     _cuda("a100", "NVIDIA A100", Gpu(("sm_80",), None, 19.5, 1555)),
     _cuda("h100", "NVIDIA H100", Gpu(("sm_90",), None, 67, 3350)),
     _cuda("h200", "NVIDIA H200", Gpu(("sm_90",), None, 67, 4800)),
->>>>>>> cuda
 )
 
 TARGETS = {entry.name: entry for entry in _ENTRIES}

@@ -19,12 +19,8 @@ from adr_tvm.planner.cost import TERMS
 from adr_tvm.schedules.register_tile import NEON, conv_tile, gemm_tile, isa_of
 from adr_tvm.targets import AARCH64, TARGETS, find_target, read_target
 
-<<<<<<< HEAD
-FOREIGN = [name for name, entry in TARGETS.items() if entry.foreign and not entry.bare_metal]
+FOREIGN = [name for name, entry in TARGETS.items() if entry.foreign and not entry.bare_metal and entry.gpu is None]
 BARE_METAL = ["cortex-m4", "cortex-m7"]
-=======
-FOREIGN = [name for name, entry in TARGETS.items() if entry.foreign and entry.gpu is None]
->>>>>>> cuda
 A57 = {"kind": "llvm", "mtriple": AARCH64, "mcpu": "cortex-a57", "mattr": ["+neon"], "num-cores": 2}
 
 
@@ -37,11 +33,8 @@ def write(folder, content):
 def test_the_presets():
     assert set(TARGETS) == {
         *("cpu", "rpi3", "rpi4", "rpi5", "jetson-cpu", "cortex-a53", "cortex-a72", "cortex-a76", "neoverse", "arm64"),
-<<<<<<< HEAD
         *BARE_METAL,
-=======
         *("cuda", "jetson-orin", "t4", "a100", "h100", "h200"),
->>>>>>> cuda
     }
     assert not TARGETS["cpu"].foreign and len(FOREIGN) == 9
 
@@ -130,9 +123,8 @@ def test_the_list(capsys, monkeypatch):
         main(["--list-targets"])
     lines = capsys.readouterr().out.splitlines()
     assert all(line.endswith("no: apt install g++-aarch64-linux-gnu") for line in lines[2 : 2 + len(FOREIGN)])
-<<<<<<< HEAD
     needed = "no: apt install gcc-arm-none-eabi libnewlib-arm-none-eabi"
-    assert all(line.endswith(needed) for line in lines[2 + len(FOREIGN) : -1])
+    assert all(line.endswith(needed) for line in lines[2 + len(FOREIGN) :][: len(BARE_METAL)])
 
 
 @pytest.mark.parametrize("name", BARE_METAL)
@@ -152,8 +144,6 @@ def test_bare_c_is_for_microcontrollers():
             CompileOptions(target=target, emit="c")
     with pytest.raises(UsageError, match="--max-ram is for --emit c"):
         CompileOptions(max_ram=1000)
-=======
->>>>>>> cuda
 
 
 def test_a_missing_cross_compiler(monkeypatch):
