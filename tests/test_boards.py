@@ -18,6 +18,7 @@ from planner_networks import SLOW, TARGET, classifier, images, network
 
 from adr_tvm.cli.compile import main
 from adr_tvm.cli.rpc_server import main as rpc_server
+from adr_tvm.deploy.toolchain import this_system
 from adr_tvm.errors import BoardError, UsageError
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.options import CompileOptions
@@ -35,7 +36,7 @@ from adr_tvm.remote.board import Board
 from adr_tvm.report.results import Timings
 from adr_tvm.schedules.tuned import KernelShape
 from adr_tvm.settings import ReuseSetting
-from adr_tvm.targets import TARGETS
+from adr_tvm.targets import TARGETS, X86_64
 from adr_tvm.tuning.board_trial import BoardTrial, BoardWatch
 from adr_tvm.tuning.database import TuningDatabase, target_machine
 from adr_tvm.tuning.dense_conv import DenseConvTask
@@ -44,6 +45,7 @@ from adr_tvm.tuning.search import search_schedule
 from adr_tvm.tuning.trial import Trial
 from tests import aarch64
 
+pytestmark = pytest.mark.skipif(this_system() != X86_64, reason="the board on loopback is described as an x86-64 one")
 needs_emulator = pytest.mark.skipif(aarch64.missing() is not None, reason=str(aarch64.missing()))
 
 

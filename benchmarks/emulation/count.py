@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import tvm_ffi
 
+from adr_tvm.deploy.toolchain import toolchain_of
 from adr_tvm.deploy.tvm_runtime import LIBRARIES
 from adr_tvm.errors import MissingDependencyError
+from adr_tvm.targets import TARGETS
 from benchmarks.emulation.phases import TOOLS, LibraryMap
 
 COMPILER, EMULATOR, SYSROOT = f"{TOOLS}g++", "qemu-aarch64", "/usr/aarch64-linux-gnu"
-PACKAGES = "apt install g++-aarch64-linux-gnu qemu-user g++"
+PACKAGES = "apt install g++-aarch64-linux-gnu qemu-user g++"  # all that is needed
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class Emulator:
 
     def __init__(self, folder: Path, runtime: Path) -> None:
         self.folder = folder.resolve()
-        for tool in (COMPILER, EMULATOR, "gcc"):
+        here_compiler = toolchain_of(TARGETS["cpu"]).check()
+        for tool in (COMPILER, EMULATOR):
             if shutil.which(tool) is None:
                 raise MissingDependencyError(f"{tool} is not installed: {PACKAGES}")
         missing = [name for name in LIBRARIES if not (runtime / name).is_file()]
@@ -70,7 +73,9 @@ class Emulator:
             raise MissingDependencyError(f"{' and '.join(missing)} not found in {runtime}: make aarch64 fetches them")
         here, runtime = Path(__file__).parent, runtime.resolve()
         self.plugin, self.runner = self.folder / "block_counts.so", self.folder / "count_run"
-        _compile("gcc", "-O2", "-fPIC", "-shared", here / "block_counts.c", "-o", self.plugin)
+        # The emulator itself has the functions that the plugin calls.
+        options = ("-O2", "-fPIC", "-shared", "-Wl,-z,undefs")
+        _compile(here_compiler, *options, "-x", "c", here / "block_counts.c", "-o", self.plugin)
         headers = (tvm_ffi.libinfo.find_include_path(), tvm_ffi.libinfo.find_dlpack_include_path())
         includes = [f"-isystem{path}" for path in headers]
         links = [f"-L{runtime}", "-Wl,--no-as-needed", "-ltvm_runtime", "-ltvm_ffi", f"-Wl,-rpath,{runtime}"]

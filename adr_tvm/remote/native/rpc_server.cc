@@ -16,6 +16,8 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -29,6 +31,7 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace {
 
@@ -323,7 +326,7 @@ Options Parse(int argc, char** argv) {
       Fail("unknown option " + flag);
     }
   }
-  if (options.key.empty() != options.tracker_host.empty() && options.key.empty()) Fail("--tracker needs --key");
+  if (options.key.empty() && !options.tracker_host.empty()) Fail("--tracker needs --key");
   return options;
 }
 
