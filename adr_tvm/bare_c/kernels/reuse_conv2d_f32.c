@@ -89,7 +89,8 @@ static void multiply(const adr_reuse *p, const float *w, int32_t segment, int32_
       adr_add_pixels_f32(memory->centroids, p->length, w + (tap * s->channels + from) * ADR_BLOCK, n, acc);
     else
       adr_add_pixel_f32(memory->centroids, w, n, acc);
-    for (int32_t c = 0; c < block; ++c) memcpy(memory->products + c * M + m, acc + c * ADR_BLOCK, ADR_BLOCK * sizeof *acc);
+    for (int32_t c = 0; c < block; ++c)
+      memcpy(memory->products + c * M + m, acc + c * ADR_BLOCK, ADR_BLOCK * sizeof *acc);
   }
 }
 
