@@ -3,10 +3,10 @@
     python -m benchmarks.cortex_m FOLDER [OTHER] --input input.npy [--core cortex-m4|cortex-m7] [--json FILE]
 
 FOLDER is what `adr-compile --emit c` wrote; with OTHER (the same network dense, say) both are shown side by side. The
-network runs once under qemu-system-arm with one instruction to a nanosecond of its clock (`-icount shift=0`), which is read
-before and after each kernel: 40 instructions to a tick of the board's timer, and the same count every time. Phases are
-counted in a run of their own, since looking at them takes some 40 instructions a call. A real core takes more than a cycle for
-some instructions and less for others: counts compare kernels, they are no times.
+network runs once under qemu-system-arm with one instruction to a nanosecond of its clock (`-icount shift=0`), which is
+read before and after each kernel: 40 instructions to a tick of the board's timer, and the same count every time. Phases
+are counted in a run of their own, since looking at them takes some 40 instructions a call. A real core takes more than
+a cycle for some instructions and less for others: counts compare kernels, they are no times.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from adr_tvm.bare_c.footprint import compiler_flags
 
 INSTRUCTIONS_PER_TICK = 40
 BOARDS = {"cortex-m4": ("mps2-an386", "0x21000000"), "cortex-m7": ("mps2-an500", "0x60000000")}
-QEMU = "-display none -monitor none -serial null -semihosting-config enable=on,target=native -icount shift=0".split()
+QEMU = ["-display", "none", "-monitor", "none", "-serial", "null", "-icount", "shift=0"]
+QEMU += ["-semihosting-config", "enable=on,target=native"]
 PHASES = {
     "cluster": ("adr_cluster_i8",),
     "multiply": ("adr_products_i8", "adr_small_products_i8"),
@@ -60,20 +61,12 @@ def count(folder: Path, sample: np.ndarray, core: str) -> list[LayerCount]:
     calls = [(kernels[f], INSTRUCTIONS_PER_TICK * ticks) for f, ticks in log["call"]]
     assert [kernel for kernel, _ in calls] == [kernel for _, kernel in steps]
     reusing, clusters = [k for k in kernels if "_reuse_" in k], [c for c, _ in log["counts"]]
-    found, phases = [], {}
-    if reusing:
-        phases = _phases(folder, sample, core, reusing)
+    phases = _phases(folder, sample, core, reusing) if reusing else {}
+    found = []
     for (layer, kernel), (_, instructions) in zip(steps, calls, strict=True):
         reuses = kernel in reusing
-        found.append(
-            LayerCount(
-                layer,
-                kernel,
-                instructions,
-                phases.get(kernel, {}) if reuses else {},
-                clusters.pop(0) if reuses else None,
-            )
-        )
+        own = phases.get(kernel, {}) if reuses else {}
+        found.append(LayerCount(layer, kernel, instructions, own, clusters.pop(0) if reuses else None))
     return found
 
 
@@ -142,10 +135,7 @@ def table(first: list[LayerCount], other: list[LayerCount] | None) -> str:
     """Markdown, a row for each layer."""
     rows = ["| layer | kernel | instructions | clusters | phases |", "|---|---|---|---|---|"]
     if other is not None:
-        rows = [
-            "| layer | kernel | instructions | other | ratio | clusters | phases |",
-            "|---|---|---|---|---|---|---|",
-        ]
+        rows = ["| layer | kernel | instructions | other | ratio | clusters | phases |", f"{'|---' * 7}|"]
     others = {} if other is None else {each.layer: each.instructions for each in other}
     total = LayerCount("all", "", sum(each.instructions for each in first), {}, None)
     others["all"] = sum(others.values())
@@ -179,9 +169,8 @@ def main() -> int:
             print(f"{folder.name}: arena {sizes['arena']}, constants {sizes['constants']}, code {sizes['code']} bytes")
     print(table(found, other))
     if arguments.json is not None:
-        arguments.json.write_text(
-            json.dumps([[asdict(each) for each in side or []] for side in (found, other)], indent=1)
-        )
+        sides = [[asdict(each) for each in side or []] for side in (found, other)]
+        arguments.json.write_text(json.dumps(sides, indent=1))
     return 0
 
 

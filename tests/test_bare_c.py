@@ -35,6 +35,7 @@ def same_as_onnxruntime(model: Path, folder: Path) -> Compiled:
 
 def test_bundled_network(tmp_path):
     compiled = same_as_onnxruntime(cifarnet_path(), tmp_path)
+    assert compiled.net.graph.outputs == ("logits",), "as the model has it, though a layer has the name, too"
     # Two images of 64 channels at once, and no more: the first layer's, and what pooling leaves of it.
     assert compiled.net.memory.arena_bytes == 4 * (32 * 32 + 16 * 16) * 64
 
@@ -45,6 +46,11 @@ def test_classifier(tmp_path):
 
 def test_an_output_that_is_an_input(tmp_path):
     same_as_onnxruntime(save(two_by_two(), tmp_path), tmp_path)
+
+
+def test_an_output_that_is_another(tmp_path):
+    nodes = [helper.make_node("Relu", ["x"], ["y"], "relu"), helper.make_node("Identity", ["y"], ["z"], "same")]
+    same_as_onnxruntime(save(make_model(nodes, {"x": [1, 6]}, {"y": [1, 6], "z": [1, 6]}), tmp_path), tmp_path)
 
 
 def convolutions():

@@ -70,6 +70,7 @@ class _Builder:
         for param, name in zip(func.params, inputs, strict=True):
             self.values[param] = self._tensor(param.ty, name)
         given = tuple(self.values[param] for param in func.params)
+        results = [self._unique(identifier(spec.name)) for spec in checked.outputs]
         for block in func.body.blocks:
             for binding in block.bindings:
                 self.values[binding.var] = self._value(binding.value, binding.var)
@@ -77,11 +78,13 @@ class _Builder:
             listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in sorted(self.missing.items()))
             raise ModelError(f"{checked.path.name} has operators without C code (--emit c): {listed}")
         found = self._value(func.body.body, None)
-        made: list[str] = []
-        for name, spec in zip(found if isinstance(found, tuple) else (found,), checked.outputs, strict=True):
-            name = self._copied(name) if name in given or name in made else name
-            made.append(self._renamed(name, self._unique(identifier(spec.name))))
-        return Graph(self.tensors, tuple(self.operators), given, tuple(made))
+        renamed: dict[str, str] = {}
+        for name, result in zip(found if isinstance(found, tuple) else (found,), results, strict=True):
+            if name in given or name in renamed:
+                self._renamed(self._copied(renamed.get(name, name)), result)
+            else:
+                renamed[name] = self._renamed(name, result)
+        return Graph(self.tensors, tuple(self.operators), given, tuple(results))
 
     def _renamed(self, name: str, to: str) -> str:
         """Give a tensor another name; returns it."""

@@ -1,7 +1,7 @@
 /* Kernels of a network in bare C: C99, no heap, no state. Images are channels last, one at a time.
  *
- * Every kernel takes its parameters, then inputs, constants and output, then scratch memory where it needs any. Pointers
- * must be aligned to 4 bytes. An output overlaps no input, except where a comment allows it. */
+ * Every kernel takes its parameters, then inputs, constants and output, then scratch memory where it needs any.
+ * Pointers must be aligned to 4 bytes. An output overlaps no input, except where a comment allows it. */
 #ifndef ADR_KERNELS_H
 #define ADR_KERNELS_H
 
@@ -25,7 +25,10 @@ typedef struct {
 } adr_activation;
 
 static inline float adr_activate(float v, const adr_activation *activation) {
-  if (activation->kind == ADR_CLIP) return v < activation->low ? activation->low : v > activation->high ? activation->high : v;
+  if (activation->kind == ADR_CLIP) {
+    if (v < activation->low) return activation->low;
+    return v > activation->high ? activation->high : v;
+  }
   if (activation->kind == ADR_LEAKY_RELU) return v > 0.0f ? v : v * activation->slope;
   return v;
 }
@@ -59,7 +62,8 @@ typedef struct {
   adr_activation activation;
 } adr_conv2d;
 
-void adr_conv2d_f32(const adr_conv2d *p, const float *x, const float *residual, const float *w, const float *bias, float *y);
+void adr_conv2d_f32(const adr_conv2d *p, const float *x, const float *residual, const float *w, const float *bias,
+                    float *y);
 
 /* One output pixel of it, y[M]. */
 void adr_conv2d_pixel_f32(const adr_conv2d *p, const float *x, const float *residual, const float *w, const float *bias,
@@ -67,8 +71,8 @@ void adr_conv2d_pixel_f32(const adr_conv2d *p, const float *x, const float *resi
 
 /* grouped_conv2d_f32.c
  *
- * y = activation(grouped convolution of x + bias). The window is that of all groups: channels and out_channels are of the
- * whole image. Weights [KH][KW][channels / groups][out_channels]. */
+ * y = activation(grouped convolution of x + bias). The window is that of all groups: channels and out_channels are of
+ * the whole image. Weights [KH][KW][channels / groups][out_channels]. */
 typedef struct {
   adr_window window;
   int32_t groups;
@@ -152,9 +156,9 @@ void adr_pad_f32(const adr_pad *p, const float *x, float *y);
 /* reuse_conv2d_f32.c
  *
  * The convolution with products of similar vectors computed once. A vector is `length` entries of an input pixel
- * (ADR_PIXEL) or of an im2col row in the order (C, KH, KW) (ADR_SEGMENT); of ADR_ROW a whole row, in the order (KH, KW, C).
- * Vectors with equal keys form a cluster, which is multiplied by its mean. Planes are packed [segments][ceil(bits / 4)][length][4], thresholds
- * [segments][ceil(bits / 4)][4]. */
+ * (ADR_PIXEL) or of an im2col row in the order (C, KH, KW) (ADR_SEGMENT); of ADR_ROW a whole row, in the order
+ * (KH, KW, C). Vectors with equal keys form a cluster, which is multiplied by its mean. Planes are packed
+ * [segments][ceil(bits / 4)][length][4], thresholds [segments][ceil(bits / 4)][4]. */
 enum { ADR_PIXEL = 0, ADR_SEGMENT = 1, ADR_ROW = 2 };
 
 typedef struct {
@@ -168,11 +172,12 @@ typedef struct {
   int32_t gain;         /* whether products are scaled by <x, c> / <c, c> */
 } adr_reuse;
 
-/* counts[2]: clusters, and 1 if they were used, 0 if the layer ran dense; may be NULL. scratch is aligned to 4 bytes. */
+/* counts[2]: clusters, and 1 if they were used, 0 if the layer ran dense; may be NULL. Scratch aligned to 4 bytes. */
 void adr_reuse_conv2d_f32(const adr_reuse *p, const float *x, const float *w, const float *bias, const float *planes,
                           const float *thresholds, float *y, void *scratch, int32_t *counts);
 
-/* acc[channel] += sum over k of x[k] * w[k][channel], for 4 channels; and for four x, `step` entries apart, acc[4][4]. */
+/* acc[channel] += sum over k of x[k] * w[k][channel], for 4 channels; and for four x, `step` entries apart,
+ * acc[4][4]. */
 void adr_add_pixel_f32(const float *x, const float *w, int32_t n, float *acc);
 void adr_add_pixels_f32(const float *x, int32_t step, const float *w, int32_t n, float *acc);
 

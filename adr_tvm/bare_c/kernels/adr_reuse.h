@@ -33,11 +33,12 @@ adr_reuse_memory adr_reuse_layout(const adr_reuse *p, void *scratch);
 /* Entries of the vectors of a segment. */
 int32_t adr_vector_length(const adr_reuse *p, int32_t segment);
 
-/* Copy a vector of a segment to `to`; 0 where there is none: all of it is padding, or no tap reads the pixel. */
-int32_t adr_load_vector(const adr_reuse *p, const float *x, int32_t segment, int32_t vector, float *to);
+/* A vector of a segment: in x where its entries lie side by side, else copied to `to`. NULL where there is none: all of
+ * it is padding, or no tap reads the pixel. */
+const float *adr_vector_of(const adr_reuse *p, const float *x, int32_t segment, int32_t vector, float *to);
 
-/* Number the vectors from `first` on, every `step`th: ids[vectors] in the order of first members. Returns the clusters, of
- * which every vector that is not finite is one. */
+/* Number the vectors from `first` on, every `step`th: ids[vectors] in the order of first members. Returns the clusters,
+ * of which every vector that is not finite is one. */
 int32_t adr_number_vectors(const adr_reuse *p, const float *x, const float *planes, const float *thresholds,
                            int32_t segment, int32_t first, int32_t step, int16_t *ids, const adr_reuse_memory *memory);
 

@@ -1,6 +1,6 @@
 /* Dense convolution: four pixels of a row times four output channels at a time, in sixteen accumulators.
  *
- * Each output is one chain of multiply-adds over (KH, KW, C) that starts at 0, however many pixels are done together. */
+ * Each output is one chain of multiply-adds over (KH, KW, C) from 0 on, however many pixels are done together. */
 #include "adr_kernels.h"
 
 enum { CHANNELS = 4, PIXELS = 4 };
@@ -37,7 +37,7 @@ void adr_add_pixels_f32(const float *x, int32_t step, const float *w, int32_t n,
   acc[12] = d0, acc[13] = d1, acc[14] = d2, acc[15] = d3;
 }
 
-/* Sums of 1 or 4 pixels from (row, column) of x on, taps ky0.. and kx0..; taps of a row without dilation are one run. */
+/* Sums of 1 or 4 pixels from (row, column) of x on; taps of a row without dilation are one run. */
 static void add_taps(const adr_window *s, const float *x, const float *w, int32_t row, int32_t column, int32_t kx0,
                      int32_t kx1, int32_t pixels, float *acc) {
   const int32_t C = s->channels;

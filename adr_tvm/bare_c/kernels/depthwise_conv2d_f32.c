@@ -44,7 +44,8 @@ static void put_one(const adr_grouped_conv2d *p, const float *x, const float *w,
   *y = adr_activate(acc + *bias, &p->activation);
 }
 
-void adr_depthwise_conv2d_f32(const adr_grouped_conv2d *p, const float *x, const float *w, const float *bias, float *y) {
+void adr_depthwise_conv2d_f32(const adr_grouped_conv2d *p, const float *x, const float *w, const float *bias,
+                              float *y) {
   const adr_window *s = &p->window;
   const int32_t C = s->channels;
   for (int32_t oy = 0; oy < s->out_height; ++oy) {

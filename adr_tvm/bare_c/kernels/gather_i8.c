@@ -23,28 +23,24 @@
   "ldr lr, [sp, #16]\n" \
   "add r0, r0, lr\n"
 
-#define ADR_1(add, t) ADR_TAP(add, 0, t)
+/* Rows of taps, from tap ``t`` on; the very first tap is how registers start. */
+#define ADR_FIRST_3(add) ADR_TAP(add, 1, 1) ADR_TAP(add, 2, 2)
+#define ADR_FIRST_5(add) ADR_FIRST_3(add) ADR_TAP(add, 3, 3) ADR_TAP(add, 4, 4)
 #define ADR_3(add, t) ADR_TAP(add, 0, t) ADR_TAP(add, 1, t + 1) ADR_TAP(add, 2, t + 2)
 #define ADR_5(add, t) ADR_3(add, t) ADR_TAP(add, 3, t + 3) ADR_TAP(add, 4, t + 4)
-#define ADR_3X3(add) ADR_3(add, 0) ADR_NEXT_ROW ADR_3(add, 3) ADR_NEXT_ROW ADR_3(add, 6)
-#define ADR_5X5(add)                                                                                    \
-  ADR_5(add, 0) ADR_NEXT_ROW ADR_5(add, 5) ADR_NEXT_ROW ADR_5(add, 10) ADR_NEXT_ROW ADR_5(add, 15) ADR_NEXT_ROW \
+#define ADR_3X3(add) ADR_FIRST_3(add) ADR_NEXT_ROW ADR_3(add, 3) ADR_NEXT_ROW ADR_3(add, 6)
+#define ADR_5X5(add)                                                                                     \
+  ADR_FIRST_5(add) ADR_NEXT_ROW ADR_5(add, 5) ADR_NEXT_ROW ADR_5(add, 10) ADR_NEXT_ROW ADR_5(add, 15) ADR_NEXT_ROW \
   ADR_5(add, 20)
 
-/* int32: sums in memory are those in registers. */
-#define ADR_WORDS_START "ldm lr, {r1-r8}\n"
+/* int32: sums in memory go on in registers. */
+#define ADR_WORDS_START "ldm lr, {r1-r8}\n" ADR_TAP("add", 0, 0)
 #define ADR_WORDS_END "stm lr!, {r1-r8}\n"
 
-/* int16: registers start at 0; each half is then added to its own int32. */
-#define ADR_HALVES_START \
-  "movs r1, #0\n"        \
-  "mov r2, r1\n"         \
-  "mov r3, r1\n"         \
-  "mov r4, r1\n"         \
-  "mov r5, r1\n"         \
-  "mov r6, r1\n"         \
-  "mov r7, r1\n"         \
-  "mov r8, r1\n"
+/* int16: registers start as the first tap's products; each half is in the end added to its own int32. */
+#define ADR_HALVES_START  \
+  "ldr lr, [r0]\n"        \
+  "ldm lr, {r1-r8}\n"
 #define ADR_FOUR_HALVES(first, second)          \
   "ldm lr, {r9-r12}\n"                          \
   "sxtah r9, r9, " first "\n"                   \
@@ -86,9 +82,9 @@
   void name(const adr_entry *, int32_t *, int32_t, int32_t, int32_t)
 
 #define ADR_GATHERS(name, add, start, end)                \
-  ADR_GATHER(name##_1x1, start, ADR_1(add, 0), end);      \
-  ADR_GATHER(name##_1x3, start, ADR_3(add, 0), end);      \
-  ADR_GATHER(name##_1x5, start, ADR_5(add, 0), end);      \
+  ADR_GATHER(name##_1x1, start, "", end);                 \
+  ADR_GATHER(name##_1x3, start, ADR_FIRST_3(add), end);   \
+  ADR_GATHER(name##_1x5, start, ADR_FIRST_5(add), end);   \
   ADR_GATHER(name##_3x3, start, ADR_3X3(add), end);       \
   ADR_GATHER(name##_5x5, start, ADR_5X5(add), end);       \
   static const adr_unrolled name[] = {{1, 1, name##_1x1}, \

@@ -37,13 +37,12 @@ static int32_t is_read(int32_t at, int32_t pad, int32_t taps, int32_t dilation, 
   return 0;
 }
 
-static int32_t load_pixel(const adr_reuse *p, const float *x, int32_t segment, int32_t vector, float *to) {
+static const float *pixel_of(const adr_reuse *p, const float *x, int32_t segment, int32_t vector) {
   const adr_window *s = &p->conv.window;
   const int32_t row = vector / s->width, column = vector % s->width;
-  if (!is_read(row, s->pad_top, s->kernel_height, s->dilation_y, s->stride_y, s->out_height)) return 0;
-  if (!is_read(column, s->pad_left, s->kernel_width, s->dilation_x, s->stride_x, s->out_width)) return 0;
-  memcpy(to, x + vector * s->channels + segment * p->length, (size_t)adr_vector_length(p, segment) * sizeof *to);
-  return 1;
+  if (!is_read(row, s->pad_top, s->kernel_height, s->dilation_y, s->stride_y, s->out_height)) return NULL;
+  if (!is_read(column, s->pad_left, s->kernel_width, s->dilation_x, s->stride_x, s->out_width)) return NULL;
+  return x + vector * s->channels + segment * p->length;
 }
 
 /* Entries of an im2col row in the order (C, KH, KW). */
@@ -76,8 +75,8 @@ static int32_t load_segment(const adr_reuse *p, const float *x, int32_t segment,
   return any;
 }
 
-/* A whole im2col row in the order (KH, KW, C); there always is one. */
-static int32_t load_row(const adr_reuse *p, const float *x, int32_t vector, float *to) {
+/* A whole im2col row in the order (KH, KW, C). */
+static void load_row(const adr_reuse *p, const float *x, int32_t vector, float *to) {
   const adr_window *s = &p->conv.window;
   const int32_t top = vector / s->out_width * s->stride_y - s->pad_top;
   const int32_t left = vector % s->out_width * s->stride_x - s->pad_left;
@@ -91,12 +90,13 @@ static int32_t load_row(const adr_reuse *p, const float *x, int32_t vector, floa
         for (int32_t c = 0; c < s->channels; ++c) to[c] = 0.0f;
     }
   }
-  return 1;
 }
 
-int32_t adr_load_vector(const adr_reuse *p, const float *x, int32_t segment, int32_t vector, float *to) {
-  if (p->granularity == ADR_PIXEL) return load_pixel(p, x, segment, vector, to);
-  return p->granularity == ADR_ROW ? load_row(p, x, vector, to) : load_segment(p, x, segment, vector, to);
+const float *adr_vector_of(const adr_reuse *p, const float *x, int32_t segment, int32_t vector, float *to) {
+  if (p->granularity == ADR_PIXEL) return pixel_of(p, x, segment, vector);
+  if (p->granularity == ADR_SEGMENT) return load_segment(p, x, segment, vector, to) ? to : NULL;
+  load_row(p, x, vector, to);
+  return to;
 }
 
 /* Bits of a vector's key; each sum is one chain of fused multiply-adds, on every processor. */
@@ -130,11 +130,11 @@ static uint32_t exact_key(const float *v, int32_t n) {
 }
 
 /* Whether a vector belongs to a cluster with its key. */
-static int32_t is_member(const adr_reuse *p, const float *x, int32_t segment, int32_t n, int32_t cluster,
+static int32_t is_member(const adr_reuse *p, const float *x, int32_t segment, const float *vector, int32_t cluster,
                          const adr_reuse_memory *memory) {
+  const size_t bytes = (size_t)adr_vector_length(p, segment) * sizeof *vector;
   if (p->bits > 0) return 1;
-  adr_load_vector(p, x, segment, memory->first[cluster], memory->other);
-  return memcmp(memory->other, memory->vector, (size_t)n * sizeof(float)) == 0;
+  return memcmp(adr_vector_of(p, x, segment, memory->first[cluster], memory->other), vector, bytes) == 0;
 }
 
 int32_t adr_number_vectors(const adr_reuse *p, const float *x, const float *planes, const float *thresholds,
@@ -144,11 +144,11 @@ int32_t adr_number_vectors(const adr_reuse *p, const float *x, const float *plan
   int32_t clusters = 0, odd = 0, zero = -1;
   for (uint32_t slot = 0; slot <= mask; ++slot) memory->slots[slot] = -1;
   for (int32_t v = first; v < p->vectors; v += step) {
-    const float *const vector = memory->vector;
+    const float *const vector = adr_vector_of(p, x, segment, v, memory->vector);
     uint32_t key = 0, slot = 0, bits = 0, zeros;
     float nothing = 0.0f;
     int32_t id = -1;
-    if (!adr_load_vector(p, x, segment, v, memory->vector)) {
+    if (vector == NULL) {
       ids[v] = ADR_NO_VECTOR;
       continue;
     }
@@ -174,7 +174,7 @@ int32_t adr_number_vectors(const adr_reuse *p, const float *x, const float *plan
       slot = p->slot_bits == p->bits ? key : key * 2654435761u >> (32 - p->slot_bits);
       while (memory->slots[slot] >= 0) {
         const int32_t found = memory->slots[slot];
-        if (memory->keys[found] == key && is_member(p, x, segment, n, found, memory)) {
+        if (memory->keys[found] == key && is_member(p, x, segment, vector, found, memory)) {
           id = found;
           break;
         }

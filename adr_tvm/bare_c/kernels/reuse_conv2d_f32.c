@@ -25,14 +25,14 @@ static int32_t link_members(const adr_reuse *p, const int16_t *ids, const adr_re
 static void put_centroid(const adr_reuse *p, const float *x, int32_t segment, int32_t first, float *centroid,
                          const adr_reuse_memory *memory) {
   const int32_t n = adr_vector_length(p, segment);
+  const float *const base = adr_vector_of(p, x, segment, first, memory->vector);
   float members = 1.0f;
-  adr_load_vector(p, x, segment, first, memory->vector);
   for (int32_t i = 0; i < n; ++i) centroid[i] = 0.0f;
   for (int32_t v = memory->next[first]; v >= 0; v = memory->next[v], members += 1.0f) {
-    adr_load_vector(p, x, segment, v, memory->other);
-    for (int32_t i = 0; i < n; ++i) centroid[i] += memory->other[i] - memory->vector[i];
+    const float *const member = adr_vector_of(p, x, segment, v, memory->other);
+    for (int32_t i = 0; i < n; ++i) centroid[i] += member[i] - base[i];
   }
-  for (int32_t i = 0; i < n; ++i) centroid[i] = memory->vector[i] + centroid[i] / members;
+  for (int32_t i = 0; i < n; ++i) centroid[i] = base[i] + centroid[i] / members;
 }
 
 /* Factors <x, c> / <c, c> of the members of a list; 1 where <c, c> is 0 or infinite. */
@@ -42,9 +42,9 @@ static void put_gains(const adr_reuse *p, const float *x, int32_t segment, int32
   float square = 0.0f;
   for (int32_t i = 0; i < n; ++i) square = ADR_FMA(centroid[i], centroid[i], square);
   for (int32_t v = first; v >= 0; v = memory->next[v]) {
+    const float *const member = adr_vector_of(p, x, segment, v, memory->other);
     float product = 0.0f;
-    adr_load_vector(p, x, segment, v, memory->other);
-    for (int32_t i = 0; i < n; ++i) product = ADR_FMA(memory->other[i], centroid[i], product);
+    for (int32_t i = 0; i < n; ++i) product = ADR_FMA(member[i], centroid[i], product);
     memory->gains[v] = square > 0.0f && isfinite(square) ? product / square : 1.0f;
   }
 }
@@ -89,7 +89,8 @@ static void multiply(const adr_reuse *p, const float *w, int32_t segment, int32_
       adr_add_pixels_f32(memory->centroids, p->length, w + (tap * s->channels + from) * ADR_BLOCK, n, acc);
     else
       adr_add_pixel_f32(memory->centroids, w, n, acc);
-    for (int32_t c = 0; c < block; ++c) memcpy(memory->products + c * M + m, acc + c * ADR_BLOCK, ADR_BLOCK * sizeof *acc);
+    for (int32_t c = 0; c < block; ++c)
+      memcpy(memory->products + c * M + m, acc + c * ADR_BLOCK, ADR_BLOCK * sizeof *acc);
   }
 }
 
@@ -169,7 +170,9 @@ static void add_segment(const adr_reuse *p, const float *x, const float *w, int3
   for (int32_t v = 0; v < p->vectors; ++v) {
     if (ids[v] != ADR_NOT_FINITE) continue;
     const int16_t alone = (int16_t)v;
-    adr_load_vector(p, x, segment, v, memory->centroids);
+    const float *const vector = adr_vector_of(p, x, segment, v, memory->centroids);
+    if (vector != memory->centroids)
+      memcpy(memory->centroids, vector, (size_t)adr_vector_length(p, segment) * sizeof *vector);
     add_clusters(p, w, segment, &alone, 1, 0, y, memory);
   }
 }
