@@ -38,6 +38,7 @@ from adr_tvm.passes.mark_candidates import CandidateRules, MarkCandidates
 from adr_tvm.passes.mark_no_alias import MarkNoAlias
 from adr_tvm.passes.merge_calls import MergeCalls
 from adr_tvm.passes.observe_candidates import ObserveCandidates
+from adr_tvm.passes.plain_names import PlainNames
 from adr_tvm.passes.reshape_views import KEPT, ReshapeViews
 from adr_tvm.passes.reuse_in_training import ReuseInTraining
 from adr_tvm.passes.schedule_gpu import ScheduleGpu
@@ -151,6 +152,7 @@ def _lower_for_cpu(target: Target) -> Passes:
 
 def _lower_for_cuda(target: Target) -> Passes:
     return [
+        PlainNames(),
         FuseResidual(),
         LowerOperators(target),
         # Everything else: TVM's legalisation and fusion, then its schedules for GPUs.

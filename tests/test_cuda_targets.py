@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 import tvm
 from cuda_emulator import emulated_cuda
 from cuda_harness import TARGET
@@ -13,12 +14,15 @@ from kernel_harness import GEOMETRIES, Layer, layer_module, sample_tensors
 from onnx_graphs import classifier, save
 from tvm import relax
 
+import adr_tvm
 from adr_tvm._tvm import cpu_target
 from adr_tvm.build import build_module, build_plan, code_objects_of
 from adr_tvm.cli.compile import main
 from adr_tvm.cuda import code_objects as code
 from adr_tvm.cuda.code_objects import compile_code
-from adr_tvm.deploy.bundle import Manifest
+from adr_tvm.deploy.bundle import Manifest, describe
+from adr_tvm.deploy.device import OnCuda
+from adr_tvm.deploy.runtime import ReuseModel
 from adr_tvm.errors import MissingDependencyError, UsageError
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.loaded_network import LoadedNetwork
@@ -144,3 +148,28 @@ def test_times_are_those_of_the_data_sheet():
     assert "data sheet of t4" in t4.source and t4.sha256 != h200.sha256
     with pytest.raises(ValueError, match="pixel has no kernels"):
         t4.reuse_seconds(g, ReuseSetting("pixel"), 0.1, 1)
+
+
+def test_a_loaded_bundle_emulated(tmp_path, monkeypatch):
+    """Inputs, weights and results go to the device and back; without a GPU loading says what is missing."""
+    network = LoadedNetwork(save(classifier(), tmp_path), CompileOptions(target="t4"))
+    layers = {c.layer: LayerPlan(c.layer, "dense", None, "a test") for c in network.layers}
+    plan = ReusePlan(network.checked.sha256, "t4", 0, "agreement", None, layers)
+    x = np.random.default_rng(0).standard_normal((2, 3, 12, 12)).astype(np.float32)
+    with emulated_cuda():
+        library = build_plan(network.mod, plan, network.target)
+        expected = relax.VirtualMachine(library, tvm.cuda())["dense"](tvm.runtime.tensor(x, tvm.cuda())).numpy()
+        code, weights = library.without_weights()
+        (tmp_path / "model.so").write_bytes(b"")
+        weights.tofile(tmp_path / "weights.bin")
+        manifest = describe(network.checked, plan, network.mod, network.target, tmp_path)
+        machine = relax.VirtualMachine(code, tvm.cuda())
+        model = ReuseModel(manifest, plan, machine, weights, OnCuda(tvm.cuda()))
+        np.testing.assert_array_equal(model(x), expected)
+        np.testing.assert_array_equal(model.dense(torch.from_numpy(x)).numpy(), expected)
+    assert manifest.device == "cuda"
+    plan.save(tmp_path)
+    manifest.save(tmp_path)
+    monkeypatch.setattr("adr_tvm.cuda.tvm_runtime.DRIVER", "libcuda.so.none")
+    with pytest.raises(MissingDependencyError, match="no NVIDIA driver"):
+        adr_tvm.load(tmp_path)
