@@ -85,7 +85,7 @@ def _add(operator: Operator, arrays: Arrays) -> np.ndarray:
 
 
 def _dequantise(operator: Operator, arrays: Arrays) -> np.ndarray:
-    return operators.dequantise(arrays[0], np.float32(operator.attributes["scale"]))
+    return operators.dequantise(arrays[0], np.array([operator.attributes["scale"]]))
 
 
 INTEGER: dict[str, Callable[[Operator, Arrays], np.ndarray]] = {

@@ -39,9 +39,10 @@ def quantised(graph: Graph, batches: Batches, labels: np.ndarray | None) -> tupl
 
 
 def _compared(graph: Graph, integer: Graph, batches: Batches, labels: np.ndarray | None) -> str:
-    found, expected = [], []
+    found: list[np.ndarray] = []
+    expected: list[np.ndarray] = []
     for batch in batches:
-        if sum(map(len, found)) >= COMPARED:
+        if sum(len(each) for each in found) >= COMPARED:
             break
         values = {name: np.asarray(batch[name], np.float32) for name in graph.inputs}
         integers = run_integer(integer, values)

@@ -173,10 +173,10 @@ def _sums(
         image[read_index(geometry)] = rows[:, :, : geometry.C].reshape(shape)
         if table_shift < 0:
             return conv2d_sums(image, w, bias, geometry)
-        rows = np.concatenate(list(im2col_blocks(image, geometry)))
-        rows = rows.reshape(len(x), geometry.rows, geometry.C, -1)
+        blocks = np.concatenate(list(im2col_blocks(image, geometry)))
+        taps = blocks.reshape(len(x), geometry.rows, geometry.C, geometry.KH * geometry.KW)
         S, L = geometry.segments(setting), geometry.vector_length(setting)
-        vectors = [rows[:, :, s * L : (s + 1) * L, t] for s in range(S) for t in range(rows.shape[3])]
+        vectors = [taps[:, :, s * L : (s + 1) * L, t] for s in range(S) for t in range(geometry.KH * geometry.KW)]
     else:
         L, last = geometry.vector_length(setting), geometry.K
         vectors = [rows[:, :, s * L : min((s + 1) * L, last)] for s in range(geometry.segments(setting))]
