@@ -54,6 +54,30 @@ def foreign_target(mtriple: str, mcpu: str, mattr: list[str], threads: int) -> t
     return tvm.target.Target({"kind": "llvm", "mtriple": mtriple, "mcpu": mcpu, "mattr": mattr, "num-cores": threads})
 
 
+def cuda_target(architecture: str, mtriple: str | None = None, mcpu: str = "") -> tvm.target.Target:
+    """A CUDA target.
+
+    Args:
+        architecture: the oldest that code is made for, such as ``sm_75``.
+        mtriple: GNU name of the system of the processor beside it; None: this machine's.
+        mcpu: LLVM's name of that processor; empty: this machine's.
+    """
+    host = {"kind": "llvm", "mcpu": mcpu or host_cpu(), **({} if mtriple is None else {"mtriple": mtriple})}
+    limits = {"max_threads_per_block": 1024, "max_num_threads": 1024, "thread_warp_size": 32}
+    limits |= {"max_shared_memory_per_block": 48 << 10}
+    return tvm.target.Target({"kind": "cuda", "arch": architecture, **limits, "host": host})
+
+
+def is_cuda(target: tvm.target.Target | None) -> bool:
+    """Whether kernels for a target run on a GPU."""
+    return target is not None and str(target.kind.name) == "cuda"
+
+
+def processor_target(target: tvm.target.Target) -> tvm.target.Target:
+    """The target of code that runs on the processor: that beside the GPU, else the target itself."""
+    return target.host if is_cuda(target) else target
+
+
 def target_threads(target: tvm.target.Target) -> int | None:
     """The number of threads that a target was made for, if it says."""
     cores = target.attrs.get("num-cores")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import tvm
 from tvm.target import Target
 
+from adr_tvm._tvm import is_cuda
 from adr_tvm.frontend.importer import import_onnx
 from adr_tvm.frontend.onnx_model import CheckedModel
 from adr_tvm.library import Library
 from adr_tvm.passes import pipeline
 from adr_tvm.passes.mark_candidates import CandidateRules
 from adr_tvm.plan import ReusePlan
+from adr_tvm.targets import TargetEntry
 
 # Shrinks buffers to what the loops around them touch. Kernels here allocate what they need; the pass changed none of
 # SqueezeNet's, and took up to half of the time of code generation.
@@ -45,7 +49,10 @@ def build_module(mod: tvm.IRModule, target: Target, dump: Path | None = None, me
 
 def compile_lowered(mod: tvm.IRModule, target: Target) -> Library:
     """Machine code for a module in the virtual machine's form."""
-    with tvm.transform.PassContext(disabled_pass=NEEDLESS):
+    # For CUDA, TVM's own schedules count on shrunken buffers. The expressions that it names stay where they were, and
+    # hundreds of variables are left that nothing reads.
+    context = {"config": {"tirx.disable_cse_tir": True}} if is_cuda(target) else {"disabled_pass": NEEDLESS}
+    with target, tvm.transform.PassContext(**context):
         return Library(tvm.compile(mod, target, relax_pipeline=tvm.transform.Sequential([])), mod)
 
 
@@ -56,3 +63,16 @@ def build_plan(mod: tvm.IRModule, plan: ReusePlan, target: Target, dump: Path | 
         ValueError: planes of the plan do not fit a layer.
     """
     return build_module(pipeline.run(pipeline.rewrite(plan), mod, target, dump), target, dump)
+
+
+def code_objects_of(entry: TargetEntry) -> AbstractContextManager[Any]:
+    """The scope to compile for a target in: within it a CUDA target's kernels become code for its architectures.
+
+    Raises:
+        MissingDependencyError: on entry, there is no compiler for them, or no CUDA runtime library.
+    """
+    if entry.gpu is None:
+        return nullcontext()
+    from adr_tvm.cuda.build import code_objects
+
+    return code_objects(entry.gpu.architectures, entry.gpu.ptx)

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adr_tvm.deploy.threads import set_threads
-from adr_tvm.errors import GoalUnmetError, UsageError
+from adr_tvm.errors import BoardError, GoalUnmetError, UsageError
 from adr_tvm.options import CompileOptions
 from adr_tvm.progress import get_log, progress
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from adr_tvm.build import Library
     from adr_tvm.data.calibration import CalibrationSet
     from adr_tvm.loaded_network import LoadedNetwork
     from adr_tvm.plan import ReusePlan
+    from adr_tvm.planner.clock import Clock
+    from adr_tvm.planner.cost import CostModel
     from adr_tvm.planner.options import SearchOptions
     from adr_tvm.planner.search import Outcome
+    from adr_tvm.remote.board import Board
     from adr_tvm.report.results import NetworkResult, Timings
 
 __all__ = ["CompileOptions", "CompileResult", "compile_model", "default_output"]
@@ -35,14 +40,16 @@ class CompileResult:
     """What a compile run made.
 
     Attributes:
-        folder: the bundle; ``adr_tvm.load`` takes it.
+        folder: the bundle; ``adr_tvm.load`` takes it, if it is not of C files.
         plan: what each layer does and why.
         result: what was measured.
+        excess: of bare C, which limits of memory are missed and what would help; empty if none.
     """
 
     folder: Path
     plan: ReusePlan
     result: NetworkResult
+    excess: str = ""
 
 
 def default_output(model_path: str | Path) -> Path:
@@ -73,19 +80,25 @@ def compile_model(
         ModelError: the model or plan is bad or not supported.
         DataError: the calibration data or timings are bad.
         UsageError: the output cannot be written, or options do not fit the model or the data.
-        GoalUnmetError: ``options.min_speedup`` was not reached. The bundle was written, and ``result`` of the
-            error is the ``CompileResult``.
-        MissingDependencyError: there is no C++ compiler for the target, or for ``--emit bundle`` no runtime.
+        GoalUnmetError: ``options.min_speedup`` was not reached, or ``max_ram`` or ``max_flash`` exceeded. The bundle
+            was written, and ``result`` of the error is the ``CompileResult``.
+        MissingDependencyError: there is no C++ compiler for the target, for ``--emit bundle`` no runtime, or for CUDA
+            no compiler or runtime library.
+        BoardError: the board of ``options.rpc`` failed. Times measured until then are in ``FOLDER-timings.json``
+            beside the folder, tuned schedules in the database.
     """
     options = options or CompileOptions()
     folder = default_output(model_path) if out is None else Path(out)
     if calibration is None:
         _check_uncalibrated(options)
+        if options.dtype == "int8":
+            raise UsageError("--dtype int8 is quantised with calibration data: add --calib, such as --calib images.npz")
     entry = options.entry
     running = set_threads(None if entry.foreign else options.threads)  # here, even where the target is elsewhere
     threads = (options.threads or entry.cores or running) if entry.foreign else running
 
-    from adr_tvm.build import build_plan
+    from adr_tvm.bare_c.bundle import check_operators, dense_plan
+    from adr_tvm.build import code_objects_of
     from adr_tvm.deploy import bundle
     from adr_tvm.deploy.linux_bundle import find_parts
     from adr_tvm.deploy.toolchain import toolchain_of
@@ -95,53 +108,99 @@ def compile_model(
     from adr_tvm.schedules.tuned import tuned_schedules
     from adr_tvm.tuning.choice import open_database
     from adr_tvm.tuning.layers import with_tuning
-    from adr_tvm.tuning.plan import tune_plan
+    from adr_tvm.tuning.plan import tune_plan, tuning_on
     from adr_tvm.tuning.tuner import tune_network
 
     toolchain_of(entry).check()
+    with code_objects_of(entry):
+        pass  # its compiler and libraries, before the model is read
     linux = find_parts(entry, options.runtime_dir) if options.emit == "bundle" else None
-    timings = None if options.timings is None else Timings.load(options.timings)
-    network = LoadedNetwork(model_path, options)
-    samples, plan = network.open_calibration(calibration), network.given_plan()
-    database = open_database(options.tuning_db, options.tune, network.target, threads)
-    images = 1 if samples is None else samples.batch_size
-    with tuned_schedules(database), bundle.staged(folder) as staging:
-        if database is not None and options.tune is not None:
-            tune_network(network.mod, network.target, database, options.tune, images)
-        outcome = _plan_layers(network, samples, plan, timings, threads)
-        if database is not None and options.tune is not None:
-            outcome = tune_plan(network, outcome, samples, database, options.tune, images)
-        if database is not None:
-            outcome = replace(outcome, result=with_tuning(outcome.result, network.mod, database))
-        library = outcome.executable
-        if entry.foreign:
-            with progress(f"building the library for {entry.name}", None) as step:
-                library = build_plan(network.mod, outcome.plan, network.target)
-                step.advance(1)
-        made = (network.checked, outcome.plan, network.mod, network.target, entry, linux)
-        bundle.write_bundle(staging, library, *made)
-        outcome.result.save(staging)
-        outcome.timings.save(staging / bundle.TIMINGS_FILE)
-        write_report(outcome.result, staging)
+    timings = Timings() if options.timings is None else Timings.load(options.timings)
+    with _board(options) as board, _kept(timings, folder):
+        if board is not None:
+            threads = board.threads
+            options = replace(options, threads=threads)
+        network = LoadedNetwork(model_path, options)
+        samples, plan = network.open_calibration(calibration), network.given_plan()
+        if entry.bare_metal:
+            check_operators(network.mod, network.checked)
+            if samples is None and plan is None and not options.lossless:
+                plan = dense_plan(network.mod, network.checked, network.rules, options)
+        cpu = None if board is None else board.name
+        database = open_database(options.tuning_db, options.tune, network.target, threads, cpu)
+        images = 1 if samples is None else samples.batch_size
+        with tuned_schedules(database), bundle.staged(folder) as staging:
+            if database is not None and options.tune is not None:
+                tune_network(network.mod, network.target, database, options.tune, images, *tuning_on(board))
+            outcome = _plan_layers(network, samples, plan, timings, threads, board)
+            if database is not None and options.tune is not None:
+                outcome = tune_plan(network, outcome, samples, database, options.tune, images, board)
+            if database is not None:
+                outcome = replace(outcome, result=with_tuning(outcome.result, network.mod, database))
+            excess = ""
+            if entry.bare_metal:
+                outcome, excess = _write_bare_c(network, samples, outcome, staging)
+            else:
+                made = (network.checked, outcome.plan, network.mod, network.target, entry, linux)
+                bundle.write_bundle(staging, _library(network, outcome), *made)
+            outcome.result.save(staging)
+            outcome.timings.save(staging / bundle.TIMINGS_FILE)
+            write_report(outcome.result, staging)
     get_log().info("wrote %s", folder)
-    compiled = CompileResult(folder, outcome.plan, outcome.result)
+    compiled = CompileResult(folder, outcome.plan, outcome.result, excess)
     _check_goal(compiled, options.min_speedup)
     return compiled
+
+
+def _library(network: LoadedNetwork, outcome: Outcome) -> Library:
+    """What planning built, or for another machine what is built now."""
+    from adr_tvm.build import build_plan, code_objects_of
+
+    entry = network.options.entry
+    if not entry.foreign:
+        return outcome.executable
+    with progress(f"building the library for {entry.name}", None) as step, code_objects_of(entry):
+        library = build_plan(network.mod, outcome.plan, network.target)
+        step.advance(1)
+    return library
+
+
+def _write_bare_c(
+    network: LoadedNetwork, samples: CalibrationSet | None, outcome: Outcome, staging: Path
+) -> tuple[Outcome, str]:
+    """Write the C files; returns the outcome with what they take, and which limits of memory are missed."""
+    from adr_tvm.bare_c.bundle import c_network, excess, int8_network, write_c_bundle
+
+    made, notes = c_network(network.mod, network.checked, outcome.plan), list(outcome.result.notes)
+    if network.options.dtype == "int8":
+        assert samples is not None
+        made, note = int8_network(made, samples)
+        get_log().info("%s", note)
+        notes.append(f"{note}.")
+    with progress(f"compiling the C files for {network.options.entry.name}", None) as step:
+        footprint = write_c_bundle(staging, made, outcome.plan, network.options)
+        step.advance(1)
+    result = replace(outcome.result, notes=[*notes, f"{footprint}."])
+    return replace(outcome, result=result), excess(made, footprint, network.options)
 
 
 def _plan_layers(
     network: LoadedNetwork,
     samples: CalibrationSet | None,
     plan: ReusePlan | None,
-    timings: Timings | None,
+    timings: Timings,
     threads: int,
+    board: Board | None,
 ) -> Outcome:
     """Search, or measure the given plan; the dense network is compared with ONNX Runtime first."""
-    from adr_tvm.build import build_module, build_plan
+    from adr_tvm._tvm import processor_target
+    from adr_tvm.build import build_module, build_plan, code_objects_of
     from adr_tvm.frontend.dense_check import check_dense, some_inputs
     from adr_tvm.passes.mark_candidates import find_candidates
+    from adr_tvm.planner.board_clock import BoardClock
     from adr_tvm.planner.core_cost import foreign_cost_model
     from adr_tvm.planner.cost_file import find_cost_model, recorded
+    from adr_tvm.planner.gpu_cost import gpu_cost_model
     from adr_tvm.planner.predicted_clock import PredictedClock
     from adr_tvm.planner.search import evaluate, search
     from adr_tvm.schedules.register_tile import isa_of
@@ -158,11 +217,19 @@ def _plan_layers(
         get_log().info("%s", CALIBRATION_HINT)
         notes.append(CALIBRATION_HINT)
     arguments = (samples, network.host, _search_options(options), timings)
-    lanes, cost, clock = isa_of(network.target).lanes, None, None
+    lanes = isa_of(processor_target(network.target)).lanes
+    cost: CostModel | None = None
+    clock: Clock | None = None
     if options.entry.foreign:
-        cost = foreign_cost_model(options.entry, options.cost_model, threads, lanes)
+        if options.entry.gpu is not None:
+            cost = gpu_cost_model(options.entry)
+        else:
+            cost = recorded(timings, threads) if options.cost_model is None else None
+            cost = cost or foreign_cost_model(options.entry, options.cost_model, threads, lanes, options.dtype)
         candidates = find_candidates(network.mod["main"], "main", network.rules)
         clock = PredictedClock(cost, options.entry.name, candidates)
+        if board is not None:
+            clock = BoardClock(board, network.mod, network.target, timings)
     elif plan is None and samples is not None and not options.lossless:
         cost = None if options.cost_model is not None else recorded(timings, threads)
         cost = cost or find_cost_model(options.cost_model, threads, lanes)
@@ -171,7 +238,8 @@ def _plan_layers(
     else:
         outcome = evaluate(network.mod, checked, network.rules, plan, *arguments, clock)
     if network.dump is not None:
-        build_plan(network.mod, outcome.plan, network.target, network.dump)
+        with code_objects_of(options.entry):
+            build_plan(network.mod, outcome.plan, network.target, network.dump)
     result = replace(
         outcome.result,
         target=options.entry.name,
@@ -181,12 +249,51 @@ def _plan_layers(
     return replace(outcome, plan=plan or replace(outcome.plan, target=options.entry.name), result=result)
 
 
+@contextmanager
+def _board(options: CompileOptions) -> Iterator[Board | None]:
+    """The board that the options name, connected; None without one."""
+    if options.board is None:
+        yield None
+        return
+    from adr_tvm.remote.board import Board
+
+    entry, address = options.entry, options.board
+    board = Board(address, entry, entry.make(options.threads), options.rpc_timeout)
+    try:
+        plural = "" if board.threads == 1 else "s"
+        get_log().info("measuring on %s at %s, with %d thread%s", board.name, address, board.threads, plural)
+        if options.threads not in (None, board.threads):
+            raise UsageError(
+                f"--threads is {options.threads}, but the RPC server at {address} runs with {board.threads}: start it "
+                f"with TVM_NUM_THREADS={options.threads} in its environment, or leave --threads out"
+            )
+        yield board
+    finally:
+        board.close()
+
+
+@contextmanager
+def _kept(timings: Timings, folder: Path) -> Iterator[None]:
+    """Where a board fails, the times measured until then are written beside the bundle's folder."""
+    known = len(timings)
+    try:
+        yield
+    except BoardError as error:
+        if len(timings) == known:
+            raise
+        path = folder.with_name(f"{folder.name}-timings.json")
+        timings.save(path)
+        raise BoardError(f"{error}; the times measured so far are kept: go on with --timings {path}") from error
+
+
 def _search_options(options: CompileOptions) -> SearchOptions:
     from adr_tvm.planner.options import SearchOptions
 
     named = {field.name: getattr(options, field.name) for field in fields(SearchOptions)}
     if options.min_psnr is not None:
         named["metric"] = "psnr"
+    if options.entry.gpu is not None:
+        named["granularity"] = "row"  # there are kernels for no other
     return SearchOptions(**named)
 
 
@@ -203,6 +310,8 @@ def _check_uncalibrated(options: CompileOptions) -> None:
 
 
 def _check_goal(compiled: CompileResult, goal: float | None) -> None:
+    if compiled.excess:
+        raise GoalUnmetError(f"{compiled.excess}; it was written to {compiled.folder}", compiled)
     reached = compiled.result.speedup
     if goal is None or (reached is not None and reached >= goal):
         return

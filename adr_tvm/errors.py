@@ -1,7 +1,7 @@
 """Errors a user can meet, each with its documented exit code.
 
 0 done; 1 internal; 2 usage; 3 bad, missing or unsupported model or data; 4 a stated goal unmet;
-5 missing dependency; 130 interrupted.
+5 missing dependency or board; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -45,6 +45,12 @@ class GoalUnmetError(AdrError):
 
 class MissingDependencyError(AdrError):
     """A package or program is not installed; the message says how to install it."""
+
+    exit_code = 5
+
+
+class BoardError(AdrError):
+    """A board on the other side of an RPC session is missing, stopped answering, or is not what the target says."""
 
     exit_code = 5
 

@@ -105,6 +105,10 @@ class LoadedNetwork:
             )
         for name, setting in plan.reused.items():
             candidate, planes = found[name], plan.planes.get(name)
+            if self.options.entry.gpu is not None and setting.granularity != "row":
+                raise ModelError(
+                    f"{where}: layer {name!r} reuses by {setting.granularity}, for which there are no CUDA kernels yet"
+                )
             if candidate.reason:
                 raise ModelError(f"{where}: layer {name!r} cannot reuse: {candidate.reason}")
             tensors = (None, None) if planes is None else (planes.planes, planes.thresholds)

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adr_tvm.errors import UsageError
+from adr_tvm.remote.address import Address, parse_address
 from adr_tvm.settings import GRANULARITIES, HASH_FAMILIES, MAX_BITS, SCOPES
-from adr_tvm.targets import TargetEntry, find_target, read_target
+from adr_tvm.targets import TARGETS, TargetEntry, find_target, read_target, with_architectures
 
 if TYPE_CHECKING:
     from adr_tvm.plan import ReusePlan
 
-EMITTED = ("library", "bundle")
+EMITTED = ("library", "bundle", "c")
+DTYPES = ("float32", "int8")
 METRIC_NAMES = ("auto", "top1", "agreement", "psnr", "nmse")
 
 
@@ -31,6 +33,7 @@ class CompileOptions:
     Attributes:
         target: one of ``adr_tvm.targets``.
         target_json: file that describes another target in TVM's words; in place of ``target``.
+        arch: architectures that a CUDA target gets machine code for, such as ``sm_80,sm_90``; None: the target's own.
         input_shapes: shapes to fix, by input name; a name as first dimension leaves the batch symbolic.
         labels_name: array of the calibration data that holds the class labels.
         metric: what the accuracy budget is measured in; ``auto`` is top1 with labels, else agreement for
@@ -53,9 +56,16 @@ class CompileOptions:
         time_budget: seconds after which the search takes the best it has; None: no limit.
         batch_size: samples in a calibration batch; None: the model's own, 32 where it is free.
         min_speedup: goal for dense time / reuse time of the network.
-        emit: ``library``: the folder that ``adr_tvm.load`` takes; ``bundle``: also what C and C++ need to run it.
+        emit: ``library``: the folder that ``adr_tvm.load`` takes; ``bundle``: also what C and C++ need to run it;
+            ``c``: self-contained C99 for a microcontroller.
+        dtype: of activations and weights in ``c``: ``float32``, or ``int8``, quantised with the calibration data.
+        max_ram, max_flash: goals in bytes for ``c``: arena, inputs and outputs; constants and code.
         runtime_dir: folder with TVM's runtime for the target, or its wheels; None: this machine's, where it fits.
         dump_ir: folder that takes the module after each pass.
+        rpc: address of a board, or of a tracker, as ``HOST:PORT``: times are measured there; None: they are measured
+            here, or for another machine's target predicted.
+        key: of the board.
+        rpc_timeout: seconds that any call of the board may take.
 
     Raises:
         UsageError: a value out of range, or options that contradict each other.
@@ -63,6 +73,7 @@ class CompileOptions:
 
     target: str = "cpu"
     target_json: str | Path | None = None
+    arch: str | None = None
     input_shapes: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
     labels_name: str | None = None
     metric: str = "auto"
@@ -87,8 +98,14 @@ class CompileOptions:
     batch_size: int | None = None
     min_speedup: float | None = None
     emit: str = "library"
+    dtype: str = "float32"
+    max_ram: int | None = None
+    max_flash: int | None = None
     runtime_dir: str | Path | None = None
     dump_ir: str | Path | None = None
+    rpc: str | None = None
+    key: str | None = None
+    rpc_timeout: float = 60.0
 
     def __post_init__(self) -> None:
         self._check_target()
@@ -100,7 +117,13 @@ class CompileOptions:
     @cached_property
     def entry(self) -> TargetEntry:
         """What to compile for."""
-        return find_target(self.target) if self.target_json is None else read_target(self.target_json)
+        found = find_target(self.target) if self.target_json is None else read_target(self.target_json)
+        return found if self.arch is None else with_architectures(found, self.arch)
+
+    @cached_property
+    def board(self) -> Address | None:
+        """Where times are measured; None: not on a board."""
+        return None if self.rpc is None else parse_address(self.rpc, self.key)
 
     @property
     def narrowed(self) -> dict[str, object]:
@@ -117,15 +140,40 @@ class CompileOptions:
     def _check_target(self) -> None:
         if self.target_json is not None and self.target != "cpu":
             raise UsageError("--target and --target-json both say what to compile for: give one")
-        if not self.entry.foreign:
+        if self.rpc is None and self.key is not None:
+            raise UsageError("--key names a board of --rpc HOST:PORT, which is missing")
+        if self.board is not None and not self.entry.foreign:
+            raise UsageError("--rpc needs the board's --target, or its --target-json; cpu is this machine")
+        if self.entry.bare_metal != (self.emit == "c"):
+            if self.emit == "c":
+                names = " or ".join(name for name, entry in TARGETS.items() if entry.bare_metal)
+                raise UsageError(f"--emit c is for microcontrollers: --target {names}; the C compiles for any machine")
+            raise UsageError(f"--target {self.entry.name} has no operating system to load a library: add --emit c")
+        if self.entry.bare_metal:
+            single = (("--threads", self.threads), ("--cost-model", self.cost_model))
+            needless = [flag for flag, value in single if value is not None]
+            if needless:
+                raise UsageError(f"{' and '.join(needless)} cannot go with --emit c, which runs on one core")
+        if self.board is not None or not self.entry.foreign:
             return
+        if self.entry.gpu is not None:
+            self._check_cuda()
         given = (("--tune", self.tune), ("--tuning-db", self.tuning_db), ("--timings", self.timings))
         measured = [flag for flag, value in given if value is not None]
         if measured:
             raise UsageError(
                 f"{' and '.join(measured)} cannot go with target {self.entry.name}: its code does not run on this "
-                "machine, so nothing is measured; --cost-model takes what adr-bench --fit-machine measured there"
+                "machine, so nothing is measured; with --rpc HOST:PORT a board measures, and --cost-model takes what "
+                "adr-bench --fit-machine measured there"
             )
+
+    def _check_cuda(self) -> None:
+        if self.emit == "bundle":
+            raise UsageError(f"--emit bundle holds a runtime for processors, not for {self.entry.name}: use library")
+        if self.granularity not in (None, "row"):
+            raise UsageError(f"--granularity {self.granularity} has no kernels for {self.entry.name}, row has")
+        if self.cost_model is not None:
+            raise UsageError(f"--cost-model is of a processor; times of {self.entry.name} come from its data sheet")
 
     def _check_numbers(self) -> None:
         for flag, value, lowest, highest in (
@@ -136,11 +184,17 @@ class CompileOptions:
             ("--threads", self.threads, 1, 1024),
             ("--batch-size", self.batch_size, 1, None),
             ("--tune", self.tune, 1, 1_000_000),
+            ("--max-ram", self.max_ram, 1, None),
+            ("--max-flash", self.max_flash, 1, None),
         ):
             if value is not None and not (value >= lowest and (highest is None or value <= highest)):
                 to = "or more" if highest is None else f"to {highest}"
                 raise UsageError(f"{flag} is {value}, expected {lowest} {to}")
-        for flag, number in (("--time-budget", self.time_budget), ("--min-speedup", self.min_speedup)):
+        for flag, number in (
+            ("--time-budget", self.time_budget),
+            ("--min-speedup", self.min_speedup),
+            ("--rpc-timeout", self.rpc_timeout),
+        ):
             if number is not None and not (number > 0 and math.isfinite(number)):
                 raise UsageError(f"{flag} is {number}, expected more than 0")
         if self.min_psnr is not None and not math.isfinite(self.min_psnr):
@@ -153,9 +207,16 @@ class CompileOptions:
             ("--hash", self.hash, HASH_FAMILIES),
             ("--scope", self.scope, SCOPES),
             ("--emit", self.emit, EMITTED),
+            ("--dtype", self.dtype, DTYPES),
         ):
             if value is not None and value not in allowed:
                 raise UsageError(f"{flag} is {value!r}, expected one of {', '.join(allowed)}")
+        if self.emit != "c" and self.dtype != "float32":
+            raise UsageError(f"--dtype {self.dtype} is for --emit c")
+        if self.emit != "c":
+            for flag, limit in (("--max-ram", self.max_ram), ("--max-flash", self.max_flash)):
+                if limit is not None:
+                    raise UsageError(f"{flag} is for --emit c")
         if self.runtime_dir is not None and self.emit != "bundle":
             raise UsageError("--runtime-dir is for --emit bundle, which holds TVM's runtime")
         for flag, patterns in (("--skip", self.skip), ("--only", self.only)):

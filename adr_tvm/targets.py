@@ -2,7 +2,8 @@
 
 ``cpu`` is this machine. Every other target is *foreign*: its code is linked by a cross compiler
 (``adr_tvm/deploy/toolchain.py``), nothing of it runs here, and planning predicts its times from its core
-(``adr_tvm/planner/core_cost.py``).
+(``adr_tvm/planner/core_cost.py``; of a microcontroller, which has no operating system and takes bare C,
+``adr_tvm/bare_c/cost.py``) or its GPU (``adr_tvm/planner/gpu_cost.py``).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 AARCH64 = "aarch64-linux-gnu"
 X86_64 = "x86_64-linux-gnu"
+BARE_METAL = "arm-none-eabi"
 TRIPLES = (AARCH64, X86_64)
 MAX_CORES = 1024
 MAX_JSON_BYTES = 1 << 16
@@ -44,6 +46,23 @@ class Core:
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """What code is made for, and what predictions know of it; from its maker's data sheet, never measured here.
+
+    Attributes:
+        architectures: that get machine code, such as ``sm_80``, ascending.
+        ptx: virtual architecture whose PTX newer GPUs can compile; None: they cannot run it.
+        teraflops: of fp32 without tensor cores.
+        gigabytes: to and from memory in a second.
+    """
+
+    architectures: tuple[str, ...]
+    ptx: str | None
+    teraflops: float
+    gigabytes: float
+
+
+@dataclass(frozen=True)
 class TargetEntry:
     """A target.
 
@@ -55,6 +74,7 @@ class TargetEntry:
         mcpu: LLVM's name of the core; empty: this machine's.
         cores: threads that work divides among by default; None: this machine's physical cores.
         core: what to predict times from; None where nothing is known.
+        gpu: where kernels run, if not on the processor.
     """
 
     name: str
@@ -64,11 +84,17 @@ class TargetEntry:
     mcpu: str = ""
     cores: int | None = None
     core: Core | None = None
+    gpu: Gpu | None = None
 
     @property
     def foreign(self) -> bool:
         """Whether nothing of it runs here, so that its times can only be predicted."""
-        return self.triple is not None
+        return self.triple is not None or self.gpu is not None
+
+    @property
+    def bare_metal(self) -> bool:
+        """Whether it has no operating system, so that it takes bare C and nothing else."""
+        return self.triple == BARE_METAL
 
 
 def _this_cpu(_threads: int | None = None) -> tvm.target.Target:
@@ -89,12 +115,53 @@ def _foreign(
     return TargetEntry(name, description, make, triple, mcpu, cores, core)
 
 
+def _microcontroller(name: str, description: str) -> TargetEntry:
+    def make(_threads: int | None = None) -> tvm.target.Target:
+        from adr_tvm._tvm import foreign_target
+
+        return foreign_target("thumbv7em-none-eabihf", name, [], 1)
+
+    return TargetEntry(name, description, make, BARE_METAL, name, 1)
+
+
+def _cuda(name: str, description: str, gpu: Gpu, triple: str | None = None, mcpu: str = "") -> TargetEntry:
+    def make(_threads: int | None = None) -> tvm.target.Target:
+        from adr_tvm._tvm import cuda_target
+
+        return cuda_target(gpu.architectures[0], triple, mcpu)
+
+    return TargetEntry(name, description, make, triple, mcpu, None if triple is None else 1, gpu=gpu)
+
+
+def with_architectures(entry: TargetEntry, names: str) -> TargetEntry:
+    """A CUDA target that gets machine code for other architectures than its own.
+
+    Args:
+        entry: the target.
+        names: architectures, separated by commas, such as ``sm_80,sm_90``.
+
+    Raises:
+        UsageError: the target is no CUDA target, or an architecture is not known.
+    """
+    if entry.gpu is None:
+        raise UsageError(f"--arch is for CUDA targets, not for {entry.name}")
+    given = sorted({name.strip() for name in names.split(",")}, key=lambda name: (len(name), name))
+    unknown = [name for name in given if name not in ARCHITECTURES]
+    if unknown:
+        raise UsageError(f"--arch {unknown[0]!r} is not known; there is {', '.join(ARCHITECTURES)}")
+    gpu = replace(entry.gpu, architectures=tuple(given), ptx=None)
+    return _cuda(entry.name, entry.description, gpu, entry.triple, entry.mcpu)
+
+
 # The Raspberry Pi's cores up to the 4 lack the cryptographic instructions that Arm's own have.
 _NEON, _NO_CRYPTO = ["+neon"], ["+neon", "-aes", "-sha2"]
 _V8_2 = ["+neon", "+fullfp16", "+dotprod"]
 # Two vector units of 64 bits up to the Cortex-A72, of 128 bits from the Cortex-A76 on.
 _A53, _A72, _A76 = Core(1.4, 1, 4.0), Core(1.5, 1, 2.2), Core(2.4, 2, 1.6)
 _A78, _N1 = Core(2.0, 2, 1.5), Core(2.5, 2, 1.6)
+
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_87", "sm_89", "sm_90")
+NEWEST = "compute_90"  # whose PTX later GPUs compile when they load it
 
 _ENTRIES = (
     TargetEntry("cpu", "the processor of this machine", _this_cpu),
@@ -107,6 +174,15 @@ _ENTRIES = (
     _foreign("cortex-a76", "boards with Cortex-A76", AARCH64, "cortex-a76", _V8_2, 4, _A76),
     _foreign("neoverse", "Arm servers, Neoverse N1 and later", AARCH64, "neoverse-n1", _V8_2, 4, _N1),
     _foreign("arm64", "any 64-bit Arm with Linux", AARCH64, "generic", _NEON, 4, _A53),
+    _microcontroller("cortex-m4", "microcontrollers with Cortex-M4F, bare C"),
+    _microcontroller("cortex-m7", "microcontrollers with Cortex-M7, bare C"),
+    # Where the GPU is not known its times are predicted as those of an A100.
+    _cuda("cuda", "NVIDIA GPUs from Turing on", Gpu(ARCHITECTURES, NEWEST, 19.5, 1555)),
+    _cuda("jetson-orin", "GPU of a Jetson Orin", Gpu(("sm_87",), None, 5.3, 204.8), AARCH64, "cortex-a78ae"),
+    _cuda("t4", "NVIDIA T4", Gpu(("sm_75",), None, 8.1, 320)),
+    _cuda("a100", "NVIDIA A100", Gpu(("sm_80",), None, 19.5, 1555)),
+    _cuda("h100", "NVIDIA H100", Gpu(("sm_90",), None, 67, 3350)),
+    _cuda("h200", "NVIDIA H200", Gpu(("sm_90",), None, 67, 4800)),
 )
 
 TARGETS = {entry.name: entry for entry in _ENTRIES}

@@ -26,6 +26,27 @@ def fair_orders(items: Sequence[Item]) -> list[list[Item]]:
     return orders if count % 2 == 0 else orders + [order[::-1] for order in orders]
 
 
+def take_turns(
+    run: Callable[[str], float], names: Sequence[str], least: int, most: int, seconds: float
+) -> dict[str, list[float]]:
+    """Seconds by name of runs that take turns; the n-th of all names are neighbours in time.
+
+    Args:
+        run: runs what has a name once; returns its seconds.
+        least, most: rounds.
+        seconds: after which the least rounds are enough.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    orders = fair_orders(list(names))
+    begin = time.perf_counter()
+    for index in range(most):
+        if index >= least and time.perf_counter() - begin > seconds:
+            break
+        for name in orders[index % len(orders)]:
+            samples[name].append(run(name))
+    return samples
+
+
 def warm_up(run: Callable[[], object]) -> None:
     """Run once, and on until caches, clock and waiting threads are as in a series of runs."""
     start = time.perf_counter()

@@ -71,6 +71,8 @@ SHARED: dict[str, tuple[str, Samples, int]] = {
     "squeezenet-b8": (SQUEEZENET, photos((224, 224), for_squeezenet), 8),
     "squeezenet-896": (SQUEEZENET, photos((896, 896), for_squeezenet), 1),
     "squeezenet-text": (SQUEEZENET, lambda data, _: for_squeezenet(data.text_page()), 1),
+    "squeezenet-text-448": (SQUEEZENET, lambda data, _: for_squeezenet(data.text_page()[:, :448, :448]), 1),
+    "squeezenet-text-224": (SQUEEZENET, lambda data, _: for_squeezenet(data.text_page()[:, 224:448, 224:448]), 1),
     "resnet20-b1": (RESNET20, _cifar(for_resnet20), 1),
     "resnet20-b128": (RESNET20, _cifar(for_resnet20), 128),
     "fst_wave": ("fst_wave", photos((480, 640), for_style_transfer), 1),

@@ -8,10 +8,11 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.target import Target
 
 from adr_tvm import ops
-from adr_tvm._tvm import Dataflow, calls, cpu_target, is_op, mutate, relax_functions
+from adr_tvm._tvm import Dataflow, calls, cpu_target, is_cuda, is_op, mutate, relax_functions
 from adr_tvm.passes.carried_ids import CarriedIds, returned_calls
 from adr_tvm.passes.lowering import lower_call
 from adr_tvm.passes.lowering_concat import lower_concat
+from adr_tvm.passes.lowering_cuda import lower_call as lower_cuda_call
 
 OPERATORS = (*ops.DENSE_OPS, ops.CONV2D_ADD, ops.GROUPED_CONV2D, *ops.REUSE_OPS)
 
@@ -30,6 +31,8 @@ class _Lowerer(PyExprMutator):
         }
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
+        if is_cuda(self.target):
+            return self._lowered_for_cuda(self.visit_expr_post_order(call))
         if hash(call) in self.writers:
             return self.visit_expr_post_order(call)  # its concatenation lowers it
         returned = hash(call) in self.returned
@@ -45,6 +48,10 @@ class _Lowerer(PyExprMutator):
         if compact is not None:
             return self.carried.expanded(compact) if returned else compact
         return self._lowered(self.carried.with_ordinary_arguments(call), producers)
+
+    def _lowered_for_cuda(self, call: relax.Call) -> relax.Expr:
+        ours = isinstance(call.op, tvm.ir.Op) and call.op.name in OPERATORS
+        return lower_cuda_call(self.builder_, call) if ours else call
 
     def _lowered(self, call: relax.Call, producers: list[relax.Call | None]) -> relax.Expr:
         if call.op.name in OPERATORS:
@@ -66,10 +73,10 @@ def sole_producers(call: relax.Call, dataflow: Dataflow) -> list[relax.Call | No
 
 @tvm.transform.module_pass(opt_level=0, name="LowerOperators")
 class LowerOperators:
-    """``adr.*`` calls become cluster -> GEMM -> scatter (reuse) or one kernel (dense), concat writes channel slices.
+    """``adr.*`` calls become cluster -> GEMM -> scatter (reuse) or one kernel (dense); CPU: concat writes slices.
 
     Args:
-        target: CPU target; None is this machine.
+        target: None is this machine.
     """
 
     def __init__(self, target: Target | None = None):

@@ -12,6 +12,7 @@ import tvm
 from tvm import relax
 from tvm.target import Target
 
+from adr_tvm._tvm import is_cuda
 from adr_tvm.passes.adaptive_deep_reuse import AdaptiveDeepReuse
 from adr_tvm.passes.append_loss import AppendLoss
 from adr_tvm.passes.append_updates import AppendUpdates, Update
@@ -37,8 +38,10 @@ from adr_tvm.passes.mark_candidates import CandidateRules, MarkCandidates
 from adr_tvm.passes.mark_no_alias import MarkNoAlias
 from adr_tvm.passes.merge_calls import MergeCalls
 from adr_tvm.passes.observe_candidates import ObserveCandidates
+from adr_tvm.passes.plain_names import PlainNames
 from adr_tvm.passes.reshape_views import KEPT, ReshapeViews
 from adr_tvm.passes.reuse_in_training import ReuseInTraining
+from adr_tvm.passes.schedule_gpu import ScheduleGpu
 from adr_tvm.passes.schedule_loops import ScheduleLoops
 from adr_tvm.passes.seed_dropout import SeedDropout
 from adr_tvm.passes.simplify_power import SimplifyPower
@@ -128,6 +131,10 @@ def rewrite(plan: ReusePlan) -> Passes:
 
 def lower(target: Target) -> Passes:
     """From operators to scheduled TIR."""
+    return _lower_for_cuda(target) if is_cuda(target) else _lower_for_cpu(target)
+
+
+def _lower_for_cpu(target: Target) -> Passes:
     return [
         # Lossless layers need data that repeat: without, the rest of the network runs as if there were none.
         BranchOnRepetition(),
@@ -138,6 +145,25 @@ def lower(target: Target) -> Passes:
         # Pooling, normalisation and what else has a kernel of its own.
         LowerTensorOps(target),
         # Everything else: TVM's legalisation and fusion, then our loop schedule.
+        *_legalise(),
+        ScheduleLoops(),
+    ]
+
+
+def _lower_for_cuda(target: Target) -> Passes:
+    return [
+        PlainNames(),
+        FuseResidual(),
+        LowerOperators(target),
+        # Everything else: TVM's legalisation and fusion, then its schedules for GPUs.
+        *_legalise(),
+        ScheduleGpu(),
+    ]
+
+
+def _legalise() -> Passes:
+    """What is left of operators becomes TIR."""
+    return [
         relax.backend.DispatchSampling(),
         relax.backend.DispatchSortScan(),
         ReshapeViews(),
@@ -148,7 +174,6 @@ def lower(target: Target) -> Passes:
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
         relax.transform.DeadCodeElimination(),
-        ScheduleLoops(),
     ]
 
 

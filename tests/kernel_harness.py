@@ -148,16 +148,16 @@ def sample_tensors(layer: Layer, seed: int = 0) -> Tensors:
     return replace(tensors, planes=made.planes, thresholds=made.thresholds, mu=made.mu)
 
 
-def _input_shape(layer: Layer, batch) -> list:
+def input_shape(layer: Layer, batch) -> list:
     g = layer.geometry
     return {2: [batch, g.C], 3: [batch, g.H, g.C], 4: [batch, g.H, g.W, g.C]}[layer.rank]
 
 
-def _module(layer: Layer, tensors: Tensors, parameters: bool) -> tvm.IRModule:
+def layer_module(layer: Layer, tensors: Tensors, parameters: bool) -> tvm.IRModule:
     """``main(x)``, or with ``parameters`` ``main(x, w, bias[, planes, thresholds])``, calling one operator."""
     g, setting = layer.geometry, layer.setting
     batch = tirx.Var("B", "int64") if layer.batch is None else layer.batch
-    x = relax.Var("x", tensor_type(_input_shape(layer, batch)))
+    x = relax.Var("x", tensor_type(input_shape(layer, batch)))
     arrays = _arguments(layer, tensors)
     variables = [relax.Var(f"p{i}", tensor_type(a.shape)) for i, a in enumerate(arrays)] if parameters else []
     w, bias, *hashing = variables or [relax.const(a) for a in arrays]
@@ -181,8 +181,12 @@ def _module(layer: Layer, tensors: Tensors, parameters: bool) -> tvm.IRModule:
             if hashing:
                 call = relax.Call(call.op, [*call.args[:3], *hashing], call.attrs)
         bb.emit_func_output(bb.emit(call))
+    return bb.get()
+
+
+def _module(layer: Layer, tensors: Tensors, parameters: bool) -> tvm.IRModule:
     with _forced(layer):
-        return LowerOperators(cpu_target(layer.mcpu))(bb.get())
+        return LowerOperators(cpu_target(layer.mcpu))(layer_module(layer, tensors, parameters))
 
 
 @contextmanager
@@ -238,7 +242,7 @@ def _kernels(layer: Layer) -> dict[str, tvm.runtime.Executable]:
     return found
 
 
-class _Guarded:
+class Guarded:
     """An array between margins."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str, value: np.ndarray | None = None):
@@ -265,11 +269,13 @@ class _Guarded:
         return data[:size].tobytes() == self._clean == data[-size:].tobytes()
 
 
-class _Player:
-    """Plays the bindings of a lowered function on NumPy arrays."""
+class Player:
+    """Plays the bindings of a lowered function on NumPy arrays, with compiled kernels by name."""
 
-    def __init__(self, layer: Layer, func: relax.Function, x: np.ndarray):
-        self.executables = _kernels(layer)
+    memory = Guarded
+
+    def __init__(self, executables: dict[str, tvm.runtime.Executable], func: relax.Function, x: np.ndarray):
+        self.executables = executables
         parameter = func.params[0]
         self.values: dict[int, object] = {hash(parameter): x}
         self.analyzer = tvm.sym.Analyzer()
@@ -299,14 +305,15 @@ class _Player:
 
     def _call(self, call: relax.Call):
         name = call.args[0].name_hint
-        inputs = [_Guarded(a.shape, str(a.dtype), a) for a in map(self.value, call.args[1].fields)]
-        if call.op.name == "relax.call_tir_inplace":
-            outputs = [inputs[int(i)] for i in call.attrs.inplace_indices]
-            arguments = inputs
-        else:
-            types = call.ty.fields if isinstance(call.ty, relax.TupleType) else [call.ty]
-            outputs = [_Guarded(self._shape(t), str(t.dtype)) for t in types]
-            arguments = inputs + outputs
+        inputs = [self.memory(a.shape, str(a.dtype), a) for a in map(self.value, call.args[1].fields)]
+        types = call.ty.fields if isinstance(call.ty, relax.TupleType) else [call.ty]
+        inplace = call.attrs.inplace_indices if call.op.name == "relax.call_tir_inplace" else [-1] * len(types)
+        fresh = [int(i) < 0 for i in inplace]
+        outputs = [
+            self.memory(self._shape(t), str(t.dtype)) if new else inputs[int(i)]
+            for i, t, new in zip(inplace, types, fresh, strict=True)
+        ]
+        arguments = inputs + [out for out, new in zip(outputs, fresh, strict=True) if new]
         self.executables[name]["main"](*(a.tensor for a in arguments))
         assert all(a.intact() for a in arguments), f"{name} wrote outside of its buffers"
         arrays = [o.array for o in outputs]
@@ -314,7 +321,7 @@ class _Player:
         return tuple(arrays) if isinstance(call.ty, relax.TupleType) else arrays[0]
 
 
-def _as_run(layer: Layer, batch: int, result, kernels: dict[str, list[np.ndarray]]) -> Run:
+def as_run(layer: Layer, batch: int, result, kernels: dict[str, list[np.ndarray]]) -> Run:
     y, stats = result if layer.setting is not None else (result, None)
     g = layer.geometry
     return Run(y.reshape(batch, g.OH, g.OW, g.M), stats, kernels)
@@ -323,8 +330,8 @@ def _as_run(layer: Layer, batch: int, result, kernels: dict[str, list[np.ndarray
 def run(layer: Layer, tensors: Tensors, x: np.ndarray) -> Run:
     """Run a layer kernel by kernel on x [B, H, W, C]."""
     mod = _lower(layer, tensors)
-    player = _Player(layer, mod["main"], x.reshape(_input_shape(layer, len(x))))
-    return _as_run(layer, len(x), player.result, player.kernels)
+    player = Player(_kernels(layer), mod["main"], x.reshape(input_shape(layer, len(x))))
+    return as_run(layer, len(x), player.result, player.kernels)
 
 
 @functools.cache
@@ -335,10 +342,10 @@ def _vm(layer: Layer, tensors: Tensors, parameters: bool) -> relax.VirtualMachin
 
 def run_vm(layer: Layer, tensors: Tensors, x: np.ndarray, parameters: bool = False) -> Run:
     """Run a layer as a compiled Relax function, its tensors constants or (``parameters``) arguments."""
-    arrays = [x.reshape(_input_shape(layer, len(x)))] + (_arguments(layer, tensors) if parameters else [])
+    arrays = [x.reshape(input_shape(layer, len(x)))] + (_arguments(layer, tensors) if parameters else [])
     result = _vm(layer, tensors, parameters)["main"](*map(tvm.runtime.tensor, arrays))
     result = result.numpy() if layer.setting is None else tuple(r.numpy() for r in result)
-    return _as_run(layer, len(x), result, {})
+    return as_run(layer, len(x), result, {})
 
 
 def _as_ids(layer: Layer, found: np.ndarray) -> np.ndarray:

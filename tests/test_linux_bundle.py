@@ -198,7 +198,7 @@ class TestRuntime:
         parts = find_parts(TARGETS["cpu"], None)
         from adr_tvm.deploy import linux_bundle
 
-        monkeypatch.setattr(linux_bundle, "_tvm_includes", list)
+        monkeypatch.setattr(linux_bundle, "tvm_includes", list)
         linux_bundle.write_runtime(tmp_path, parts)
         with pytest.raises(MissingDependencyError, match=r"cannot compile adr_model.cc; install g\+\+"):
             linux_bundle.write_linux_parts(tmp_path, parts)

@@ -19,7 +19,8 @@ from adr_tvm.planner.cost import TERMS
 from adr_tvm.schedules.register_tile import NEON, conv_tile, gemm_tile, isa_of
 from adr_tvm.targets import AARCH64, TARGETS, find_target, read_target
 
-FOREIGN = [name for name, entry in TARGETS.items() if entry.foreign]
+FOREIGN = [name for name, entry in TARGETS.items() if entry.foreign and not entry.bare_metal and entry.gpu is None]
+BARE_METAL = ["cortex-m4", "cortex-m7"]
 A57 = {"kind": "llvm", "mtriple": AARCH64, "mcpu": "cortex-a57", "mattr": ["+neon"], "num-cores": 2}
 
 
@@ -31,7 +32,9 @@ def write(folder, content):
 
 def test_the_presets():
     assert set(TARGETS) == {
-        *("cpu", "rpi3", "rpi4", "rpi5", "jetson-cpu", "cortex-a53", "cortex-a72", "cortex-a76", "neoverse", "arm64")
+        *("cpu", "rpi3", "rpi4", "rpi5", "jetson-cpu", "cortex-a53", "cortex-a72", "cortex-a76", "neoverse", "arm64"),
+        *BARE_METAL,
+        *("cuda", "jetson-orin", "t4", "a100", "h100", "h200"),
     }
     assert not TARGETS["cpu"].foreign and len(FOREIGN) == 9
 
@@ -119,7 +122,28 @@ def test_the_list(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main(["--list-targets"])
     lines = capsys.readouterr().out.splitlines()
-    assert all(line.endswith("no: apt install g++-aarch64-linux-gnu") for line in lines[2:-1])
+    assert all(line.endswith("no: apt install g++-aarch64-linux-gnu") for line in lines[2 : 2 + len(FOREIGN)])
+    needed = "no: apt install gcc-arm-none-eabi libnewlib-arm-none-eabi"
+    assert all(line.endswith(needed) for line in lines[2 + len(FOREIGN) :][: len(BARE_METAL)])
+
+
+@pytest.mark.parametrize("name", BARE_METAL)
+def test_microcontrollers(name):
+    entry = find_target(name)
+    assert entry.foreign and entry.bare_metal and entry.cores == 1
+    assert str(entry.make(None).attrs["mcpu"]) == name
+    with pytest.raises(UsageError, match="add --emit c"):
+        CompileOptions(target=name)
+    with pytest.raises(UsageError, match="one core"):
+        CompileOptions(target=name, emit="c", threads=2)
+
+
+def test_bare_c_is_for_microcontrollers():
+    for target in ("cpu", "rpi4"):
+        with pytest.raises(UsageError, match="--target cortex-m4 or cortex-m7"):
+            CompileOptions(target=target, emit="c")
+    with pytest.raises(UsageError, match="--max-ram is for --emit c"):
+        CompileOptions(max_ram=1000)
 
 
 def test_a_missing_cross_compiler(monkeypatch):

@@ -10,10 +10,9 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from adr_tvm.planner import network_time
-from adr_tvm.planner.network_time import LEAST_ROUNDS, MOST_ROUNDS, NetworkTimes, time_network
+from adr_tvm.planner.network_time import LEAST_ROUNDS, MOST_ROUNDS, ROUNDS_SECONDS, NetworkTimes, time_network
 from adr_tvm.report.results import Timings
-from adr_tvm.timing import fair_orders, median_at_least, warm_up
+from adr_tvm.timing import fair_orders, median_at_least, take_turns, warm_up
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6])
@@ -49,12 +48,8 @@ def test_median_at_least_holds_as_often_as_promised():
 
 def network_times(main, dense, timings=None) -> NetworkTimes:
     """What the planner makes of the seconds of neighbouring runs."""
-    with (
-        mock.patch.object(network_time, "_in_turn", return_value={"main": main, "dense": dense}),
-        mock.patch.object(network_time.relax, "VirtualMachine", return_value=mock.MagicMock()),
-    ):
-        timings = Timings() if timings is None else timings
-        return time_network(None, mock.Mock(inputs=[]), {}, mock.Mock(reused={"conv": "setting"}), 0, timings)
+    timings = Timings() if timings is None else timings
+    return time_network(mock.Mock(reused={"conv": "setting"}), lambda _: {"main": main, "dense": dense}, timings)
 
 
 def test_a_noisy_machine_does_not_hide_a_gain():
@@ -83,5 +78,5 @@ def test_decisions_follow_from_timings():
 def test_rounds_of_fast_and_slow_networks(monkeypatch):
     for step, rounds in ((1e-5, MOST_ROUNDS), (10.0, LEAST_ROUNDS)):
         monkeypatch.setattr(time, "perf_counter", itertools.count(step=step).__next__)
-        samples = network_time._in_turn({"main": mock.Mock(), "dense": mock.Mock()})
+        samples = take_turns(lambda _: 1.0, ["main", "dense"], LEAST_ROUNDS, MOST_ROUNDS, ROUNDS_SECONDS)
         assert {name: len(times) for name, times in samples.items()} == {"main": rounds, "dense": rounds}

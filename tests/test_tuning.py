@@ -19,6 +19,7 @@ from tvm import relax
 from adr_tvm._tvm import cpu_target
 from adr_tvm.build import build_module
 from adr_tvm.cli.compile import main
+from adr_tvm.deploy.processor import processor_name
 from adr_tvm.errors import UsageError
 from adr_tvm.geometry import ConvGeometry, dense_geometry
 from adr_tvm.loaded_network import LoadedNetwork
@@ -433,7 +434,7 @@ def tuned_layers(folder) -> dict[str, float | None]:
 def test_which_database(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     made = choice.open_database(None, 2, TARGET, 1)
-    assert made.path == choice.default_database() and made.path.parent == tmp_path / "adr_tvm"
+    assert made.path == choice.default_database(processor_name()) and made.path.parent == tmp_path / "adr_tvm"
     assert made.path.name.startswith("tuning-") and made.path.exists()
     assert choice.open_database(None, None, TARGET, 1) is None, "a cache decides nothing by itself"
     with pytest.raises(UsageError, match="does not exist"):

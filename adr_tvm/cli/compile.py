@@ -14,7 +14,7 @@ from adr_tvm import __version__
 from adr_tvm.cli.common import Parser, add_verbosity, run_cli
 from adr_tvm.cli.list_targets import ListTargets
 from adr_tvm.errors import GoalUnmetError, UsageError
-from adr_tvm.options import EMITTED, METRIC_NAMES, CompileOptions
+from adr_tvm.options import DTYPES, EMITTED, METRIC_NAMES, CompileOptions
 from adr_tvm.settings import GRANULARITIES, HASH_FAMILIES, MAX_BITS, SCOPES
 from adr_tvm.targets import TARGETS
 
@@ -40,8 +40,14 @@ examples:
       an earlier plan, without a search
   adr-compile m.onnx --target rpi4 --calib images.npz
       for a Raspberry Pi 4; times are predicted, nothing runs there
+  adr-compile m.onnx --target rpi4 --calib images.npz --rpc 192.168.0.7:9090
+      the same, measured on the board, where an RPC server runs
   adr-compile m.onnx --target rpi4 --emit bundle --runtime-dir tvm-aarch64
       a folder that runs there without Python; how to get the runtime is told
+  adr-compile m.onnx --target cortex-m7 --emit c --max-ram 256K
+      C files for a microcontroller: no runtime, no heap
+  adr-compile m.onnx --target cortex-m4 --emit c --dtype int8 --calib images.npz
+      the same in integers, for a quarter of the memory
   adr-compile m.onnx --tune 32 --tuning-db my-machine.jsonl
       with kernels tuned for this machine; the file serves later runs
 
@@ -51,9 +57,10 @@ them: nothing is scaled or converted. Half of them choose the plan, the other
 half verify it.
 
 exit codes:
-  0 done, also when all layers stay dense    4 --min-speedup not reached; the
-  1 internal error                             best found is written
-  2 wrong use                                5 a dependency is missing
+  0 done, also when all layers stay dense    4 --min-speedup, --max-ram or
+  1 internal error                             --max-flash missed; all is written
+  2 wrong use                                5 a dependency is missing, or
+                                               the board failed
   3 bad or unsupported model or data       130 interrupted"""
 
 
@@ -71,13 +78,25 @@ def make_parser() -> argparse.ArgumentParser:
         "--emit",
         metavar="|".join(EMITTED),
         help="library: for adr_tvm.load; bundle: also C and C++ API, TVM's runtime and an example for the target, a "
-        "folder that runs without Python (default: library)",
+        "folder that runs without Python; c: self-contained C99 for a microcontroller (default: library)",
     )
     parser.add_argument(
         "--runtime-dir",
         metavar="DIR",
         help="for --emit bundle: TVM's runtime for the target, or its wheels (default: this machine's, where it fits)",
     )
+    parser.add_argument(
+        "--dtype",
+        metavar="|".join(DTYPES),
+        help="for --emit c: what it computes in; int8 is quantised with the data of --calib (default: float32)",
+    )
+    for flag, what in (("--max-ram", "arena, inputs and outputs"), ("--max-flash", "constants and code")):
+        parser.add_argument(
+            flag,
+            metavar="BYTES",
+            type=byte_count,
+            help=f"goal for --emit c: {what}, as 65536 or 64K; exit code 4 and what would help if missed",
+        )
     parser.add_argument("-o", "--out", metavar="OUT", help="folder of the bundle (default: MODEL-adr)")
     parser.add_argument(
         "--list-targets",
@@ -87,6 +106,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     add_verbosity(parser)
     _add_model_options(parser.add_argument_group("model and target"))
+    _add_board_options(parser.add_argument_group("measuring on a board"))
     _add_accuracy_options(parser.add_argument_group("accuracy"))
     _add_search_options(parser.add_argument_group("search"))
     _add_output_options(parser.add_argument_group("looking inside"))
@@ -104,6 +124,11 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         '"mcpu": "cortex-a57", "mattr": ["+neon"], "num-cores": 4}',
     )
     group.add_argument(
+        "--arch",
+        metavar="SM,...",
+        help="architectures to compile a CUDA target for, such as sm_80,sm_90 (default: its own)",
+    )
+    group.add_argument(
         "--input-shapes",
         metavar="NAME:DIMS",
         action="append",
@@ -112,6 +137,22 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--threads", metavar="N", type=int, help="threads to measure with (default: all physical cores), or of a board"
+    )
+
+
+def _add_board_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--rpc",
+        metavar="HOST:PORT",
+        help="measure on the board whose RPC server (adr-rpc-server, or TVM's) is there, or on one of the "
+        "tracker there",
+    )
+    group.add_argument("--key", metavar="NAME", help="the board's key: which of a tracker's boards to take")
+    group.add_argument(
+        "--rpc-timeout",
+        metavar="S",
+        type=float,
+        help="seconds that the board may take to become free, or for any call (default: 60)",
     )
 
 
@@ -187,6 +228,20 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
         help="list the layers and whether they may reuse; build and write nothing",
     )
     group.add_argument("--dump-ir", metavar="DIR", help="write the module to DIR after each pass")
+
+
+def byte_count(text: str) -> int:
+    """A number of bytes, such as 65536, 64K or 2M.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    units = {"K": 2**10, "M": 2**20}
+    unit = units.get(text[-1:].upper(), 1)
+    digits = text[:-1] if unit > 1 else text
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 16):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes, such as 65536, 64K or 2M")
+    return int(digits) * unit
 
 
 def options_of(arguments: argparse.Namespace) -> CompileOptions:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from adr_tvm.cuda.code_objects import has_compiler
 from adr_tvm.deploy.toolchain import toolchain_of
 from adr_tvm.report.text_table import Heading, print_table, results_console
-from adr_tvm.targets import TARGETS, TargetEntry
+from adr_tvm.targets import TARGETS, Gpu, TargetEntry
 
 _HEADINGS = (
     Heading("target", numeric=False),
     Heading("what it is", numeric=False),
-    Heading("core", numeric=False),
+    Heading("core or architecture", numeric=False),
     Heading("cores"),
     Heading("needs", numeric=False),
     Heading("there", numeric=False),
@@ -39,6 +40,14 @@ def print_targets() -> None:
 
 def _row(entry: TargetEntry) -> list[str]:
     tools = toolchain_of(entry)
-    cores = "" if entry.cores is None else str(entry.cores)
-    there = "yes" if tools.command is not None else f"no: apt install {tools.package}"
-    return [entry.name, entry.description, entry.mcpu or "this machine's", cores, tools.package, there]
+    core, cores, needs = entry.mcpu or "this machine's", "" if entry.cores is None else str(entry.cores), tools.package
+    missing = [] if tools.command is not None else [f"apt install {tools.package}"]
+    if entry.gpu is not None:
+        core, cores, needs = _architectures(entry.gpu), "", f"{needs}, NVRTC or nvcc"
+        missing += [] if has_compiler() else ["pip install 'adr-tvm[cuda]'"]
+    return [entry.name, entry.description, core, cores, needs, f"no: {', '.join(missing)}" if missing else "yes"]
+
+
+def _architectures(gpu: Gpu) -> str:
+    first, *others = gpu.architectures
+    return ", ".join([first, *(name.removeprefix("sm_") for name in others), *([gpu.ptx] if gpu.ptx else [])])

@@ -8,7 +8,8 @@
 | ``plan.json``, ``planes.npz`` | the plan |
 | ``report.json``, ``report.html``, ``timings.json`` | what was measured |
 
-A Linux bundle holds more: ``adr_tvm/deploy/linux_bundle.py``.
+A Linux bundle holds more: ``adr_tvm/deploy/linux_bundle.py``. Bare C (``adr_tvm/bare_c/bundle.py``) is a folder of
+sources with plan and reports, whose manifest is ``model.json``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import adr_tvm
 from adr_tvm.data.tensor_spec import TensorSpec
@@ -79,6 +80,7 @@ class Manifest:
         target: what was compiled for, as the user named it.
         cpu: LLVM's name of that processor.
         cpu_features: vector extensions that the library may use; without them it cannot run.
+        device: ``cuda`` where the kernels run on a GPU, else ``cpu``.
         library_sha256, weights_sha256: of the library and ``weights.bin``.
         inputs, outputs: of the network, in order.
         reuse_layers: in the order of the counts of ``main_counts``.
@@ -98,6 +100,7 @@ class Manifest:
     outputs: list[TensorSpec]
     reuse_layers: list[ReuseLayer]
     lossless: bool
+    device: Literal["cpu", "cuda"] = "cpu"
     adr_version: str = adr_tvm.__version__
     tvm_version: str = field(default_factory=installed_tvm_version)
     version: int = FORMAT_VERSION
@@ -213,7 +216,7 @@ def describe(
     checked: CheckedModel, plan: ReusePlan, mod: tvm.IRModule, target: tvm.target.Target, folder: Path
 ) -> Manifest:
     """The manifest of a bundle whose library is written; arguments as for ``write_bundle``."""
-    from adr_tvm._tvm import cpu_features
+    from adr_tvm._tvm import cpu_features, is_cuda, processor_target
     from adr_tvm.passes.mark_candidates import CandidateRules, find_candidates
 
     layers = [
@@ -225,14 +228,15 @@ def describe(
         model=checked.path.name,
         model_sha256=checked.sha256,
         target=plan.target,
-        cpu=str(target.attrs.get("mcpu", "")),
-        cpu_features=vector_extensions(cpu_features(target)),
+        cpu=str(processor_target(target).attrs.get("mcpu", "")),
+        cpu_features=vector_extensions(cpu_features(processor_target(target))),
         library_sha256=file_sha256(library_of(folder)),
         weights_sha256=file_sha256(folder / WEIGHTS_FILE),
         inputs=list(checked.inputs),
         outputs=list(checked.outputs),
         reuse_layers=layers,
         lossless=all(setting.lossless for setting in plan.reused.values()),
+        device="cuda" if is_cuda(target) else "cpu",
     )
 
 
@@ -295,7 +299,9 @@ def _check_replaceable(goal: Path) -> None:
 
 def _foreign(folder: Path) -> list[str]:
     """Files and links in a folder that are no part of a bundle, by their path in it; so are folders without files."""
-    found, known = [], {*BUNDLE_FILES, *LINUX_FILES}
+    from adr_tvm.bare_c.bundle import c_files
+
+    found, known = [], {*BUNDLE_FILES, *LINUX_FILES, *c_files()}
     for path, folders, files in os.walk(folder):
         names = files if files or folders or path == str(folder) else [""]
         names = [*names, *(each for each in folders if os.path.islink(os.path.join(path, each)))]
@@ -304,11 +310,16 @@ def _foreign(folder: Path) -> list[str]:
 
 
 def _is_bundle(folder: Path) -> bool:
-    try:
-        content = json.loads((folder / MANIFEST_FILE).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and "adr_version" in content
+    from adr_tvm.bare_c.bundle import C_MANIFEST
+
+    for name in (MANIFEST_FILE, C_MANIFEST):
+        try:
+            content = json.loads((folder / name).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(content, dict) and "adr_version" in content:
+            return True
+    return False
 
 
 def _swap(staging: Path, goal: Path, old: Path) -> None:

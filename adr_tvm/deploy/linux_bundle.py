@@ -105,17 +105,27 @@ def write_linux_parts(folder: Path, parts: LinuxParts) -> None:
     for place, name in _SOURCES.items():
         text = native.joinpath(name).read_text(encoding="utf-8")
         write_bytes(folder / place, text.replace("@VERSION@", adr_tvm.__version__).encode())
-    for place, package in _LICENCES.items():
-        write_bytes(folder / place, _licence(package).encode())
+    write_licences(folder)
     with resources.as_file(native.joinpath("adr_model.cc")) as source:
         flags = ["-fPIC", "-shared", "-fvisibility=hidden", "-DADR_MODEL_BUILD", "-Wl,-soname,libadr_model.so"]
-        _compile(parts, source, folder / API_LIBRARY, [*flags, *_tvm_includes(), *parts.link_options(folder)], folder)
+        compile_cxx(parts, source, folder / API_LIBRARY, [*flags, *tvm_includes(), *parts.link_options(folder)], folder)
     (folder / "bin").mkdir(exist_ok=True)
     links = [f"-L{folder / 'lib'}", "-ladr_model", f"-Wl,-rpath-link,{folder / 'lib'}", "-Wl,-rpath,$ORIGIN/../lib"]
-    _compile(parts, folder / "example" / "run_model.cc", folder / EXAMPLE, links, folder)
+    compile_cxx(parts, folder / "example" / "run_model.cc", folder / EXAMPLE, links, folder)
 
 
-def _compile(parts: LinuxParts, source: Path, to: Path, options: list[str], folder: Path) -> None:
+def write_licences(folder: Path) -> None:
+    """Write the licences of what is linked with TVM's runtime."""
+    for place, package in _LICENCES.items():
+        write_bytes(folder / place, _licence(package).encode())
+
+
+def compile_cxx(parts: LinuxParts, source: Path, to: Path, options: list[str], folder: Path) -> None:
+    """Compile and link a C++ file; ``folder`` is where the result is at home.
+
+    Raises:
+        MissingDependencyError: the compiler cannot, such as one without a C++ library.
+    """
     common = ["-std=c++17", "-O1", f"-I{folder / 'include'}", f"-ffile-prefix-map={folder}=.", str(source)]
     command = [parts.tools.check(), *common, "-o", str(to), *options, "-lstdc++"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -126,7 +136,8 @@ def _compile(parts: LinuxParts, source: Path, to: Path, options: list[str], fold
         )
 
 
-def _tvm_includes() -> list[str]:
+def tvm_includes() -> list[str]:
+    """Options for the headers of TVM's foreign function interface."""
     import tvm_ffi
 
     paths = (tvm_ffi.libinfo.find_include_path(), tvm_ffi.libinfo.find_dlpack_include_path())

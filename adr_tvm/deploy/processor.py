@@ -29,7 +29,12 @@ def missing_extensions(needed: Iterable[str]) -> list[str]:
     flags = cpuinfo.get("flags", cpuinfo.get("Features"))  # on x86, on Arm
     if flags is None:
         return []
-    have = vector_extensions(flags.split())
+    return lacking(needed, flags.split())
+
+
+def lacking(needed: Iterable[str], features: Iterable[str]) -> list[str]:
+    """Which of the extensions are not among a processor's features, by Linux's or LLVM's names."""
+    have = vector_extensions(features)
     return [name for name in needed if name not in have]
 
 
@@ -42,8 +47,12 @@ def processor_name() -> str:
 def _cpuinfo() -> dict[str, str]:
     """Properties of the first processor in /proc/cpuinfo."""
     try:
-        text = _CPUINFO.read_text()
+        return cpu_properties(_CPUINFO.read_text())
     except OSError:
         return {}
+
+
+def cpu_properties(text: str) -> dict[str, str]:
+    """Properties of the first processor in a /proc/cpuinfo."""
     pairs = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
     return {name.strip(): value.strip() for name, _, value in pairs}

@@ -13,6 +13,7 @@ from tvm_ffi import from_dlpack, get_global_func
 
 from adr_tvm.data.tensor_spec import TensorSpec
 from adr_tvm.deploy.bundle import WEIGHTS_FILE, Manifest, ReuseLayer, file_sha256, library_of
+from adr_tvm.deploy.device import OnCpu, OnCuda, cuda_device
 from adr_tvm.deploy.processor import missing_extensions, processor_name
 from adr_tvm.deploy.tensors import Array, Feed, aligned, is_torch, own_outputs
 from adr_tvm.deploy.threads import set_threads
@@ -57,6 +58,7 @@ def load(folder: str | Path, threads: int | None = None) -> ReuseModel:
         threads: for all models of this process; None: ``TVM_NUM_THREADS``, else all physical cores.
 
     Raises:
+        MissingDependencyError: the bundle is for CUDA, and there is no GPU, driver or CUDA runtime library.
         ModelError: a file is missing or damaged, or the bundle was compiled for another processor.
         UsageError: ``threads`` makes no sense, or TVM's runtime already runs with another number.
     """
@@ -66,9 +68,10 @@ def load(folder: str | Path, threads: int | None = None) -> ReuseModel:
     import tvm
     from tvm.runtime.vm import VirtualMachine
 
+    device = cuda_device() if manifest.device == "cuda" else tvm.cpu()
     try:
-        machine = VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
-        return ReuseModel(manifest, plan, machine, weights)
+        machine = VirtualMachine(tvm.runtime.load_module(str(library)), device)
+        return ReuseModel(manifest, plan, machine, weights, OnCuda(device) if manifest.device == "cuda" else OnCpu())
     except (RuntimeError, AttributeError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"cannot load {library} ({reason}): compile it again on this machine") from error
@@ -121,14 +124,20 @@ class ReuseModel:
     """
 
     def __init__(
-        self, manifest: Manifest, plan: ReusePlan, machine: tvm.runtime.vm.VirtualMachine, weights: np.ndarray
+        self,
+        manifest: Manifest,
+        plan: ReusePlan,
+        machine: tvm.runtime.vm.VirtualMachine,
+        weights: np.ndarray,
+        device: OnCpu | OnCuda,
     ) -> None:
         self.manifest, self.plan = manifest, plan
         self.inputs: tuple[TensorSpec, ...] = tuple(manifest.inputs)
         self.outputs: tuple[TensorSpec, ...] = tuple(manifest.outputs)
         self._names = [spec.name for spec in self.inputs]
         self._feed = Feed(self.inputs)
-        self._weights = from_dlpack(weights)
+        self._device = device
+        (self._weights,) = device.send([from_dlpack(weights)])
         self._release = get_global_func("vm.builtin.memory_manager.clear")
         self._main, self._dense = machine["main"], machine["dense"]
         self._counts = machine["main_counts"] if manifest.reuse_layers else None
@@ -152,11 +161,11 @@ class ReuseModel:
         if self._counts is None:
             return self._run(self._main, given), {}
         tensors = self._tensors(given)
-        result, stats = self._counts(*tensors, self._weights)
+        result, stats = self._counts(*self._device.send(tensors), self._weights)
         batch = given[0].shape[0] if given[0].ndim else 1
         counts = {
             layer.layer: _counts(layer, each, batch)
-            for layer, each in zip(self.manifest.reuse_layers, stats, strict=True)
+            for layer, each in zip(self.manifest.reuse_layers, self._device.fetch(stats), strict=True)
         }
         return self._owned(result, tensors, given), counts
 
@@ -190,11 +199,11 @@ class ReuseModel:
 
     def _run(self, entry: Any, given: Sequence[Any]) -> Outputs:
         tensors = self._tensors(given)
-        return self._owned(entry(*tensors, self._weights), tensors, given)
+        return self._owned(entry(*self._device.send(tensors), self._weights), tensors, given)
 
     def _owned(self, result: Any, tensors: Sequence[Any], given: Sequence[Any]) -> Outputs:
         outputs = [result] if len(self.outputs) == 1 and hasattr(result, "__dlpack__") else result
-        owned = own_outputs(outputs, tensors, any(map(is_torch, given)))
+        owned = own_outputs(self._device.fetch(outputs), tensors, any(map(is_torch, given)))
         return owned[0] if len(owned) == 1 else tuple(owned)
 
 

@@ -1,4 +1,4 @@
-"""What links the code of a target: this machine's C++ compiler, or a cross compiler."""
+"""What links the code of a target: this machine's C++ compiler, or a cross compiler; for bare C a C compiler."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import shutil
 from dataclasses import dataclass
 
 from adr_tvm.errors import MissingDependencyError
-from adr_tvm.targets import AARCH64, X86_64, TargetEntry
+from adr_tvm.targets import AARCH64, BARE_METAL, X86_64, TargetEntry
 
 
 @dataclass(frozen=True)
 class Toolchain:
-    """A C++ compiler.
+    """A compiler.
 
     Attributes:
         command: what to run; None: there is none.
@@ -35,7 +35,12 @@ class Toolchain:
         return self.command
 
 
-_PACKAGES = {AARCH64: "g++-aarch64-linux-gnu", X86_64: "g++-x86-64-linux-gnu"}
+_COMPILERS = {AARCH64: f"{AARCH64}-g++", X86_64: f"{X86_64}-g++", BARE_METAL: f"{BARE_METAL}-gcc"}
+_PACKAGES = {
+    AARCH64: "g++-aarch64-linux-gnu",
+    X86_64: "g++-x86-64-linux-gnu",
+    BARE_METAL: "gcc-arm-none-eabi libnewlib-arm-none-eabi",
+}
 _MACHINES = {AARCH64: ("aarch64", "arm64"), X86_64: ("x86_64", "amd64")}
 
 
@@ -58,6 +63,7 @@ def toolchain_of(entry: TargetEntry) -> Toolchain:
         from tvm.support import cc
 
         return Toolchain(cc.get_cc(), "g++", needs)
-    package, command = _PACKAGES[triple], f"{triple}-g++"
-    needs = f"--target {entry.name} is linked by {command}, which is not installed: apt install {package}"
+    package, command = _PACKAGES[triple], _COMPILERS[triple]
+    verb = "compiled" if entry.bare_metal else "linked"
+    needs = f"--target {entry.name} is {verb} by {command}, which is not installed: apt install {package}"
     return Toolchain(shutil.which(command), package, needs)

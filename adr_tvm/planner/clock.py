@@ -1,20 +1,26 @@
-"""Where a search takes times from: this machine's, measured. ``PredictedClock`` is for code that does not run here."""
+"""Where a search takes times from: this machine's, measured.
+
+For code that does not run here ``BoardClock`` measures it where it does; ``PredictedClock`` is for where there is no
+board.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import tvm
 
+from adr_tvm._tvm import host_cpu
 from adr_tvm.frontend.onnx_model import CheckedModel
 from adr_tvm.plan import ReusePlan
 from adr_tvm.planner.findings import threads_in_force
 from adr_tvm.planner.layer_kernel import LayerKernel
-from adr_tvm.planner.measure import time_in_place, time_kernels
+from adr_tvm.planner.measure import sample_in_place, sample_kernels, time_in_place, time_kernels
 from adr_tvm.planner.network import PlanningNetwork
-from adr_tvm.planner.network_time import NetworkTimes, time_network
+from adr_tvm.planner.network_time import NetworkTimes, example, sample_entries, time_network
 from adr_tvm.report.results import Timings
 
 Batch = Mapping[str, np.ndarray]
@@ -26,9 +32,11 @@ class Clock(Protocol):
     Attributes:
         predicted: whether they are not measured.
         threads: that they are of.
+        cpu: LLVM's name of the processor, or the maker's of a board, that they are of; empty if they are not measured.
     """
 
     predicted: bool
+    cpu: str
 
     @property
     def threads(self) -> int:
@@ -68,7 +76,7 @@ class MeasuredClock:
     predicted = False
 
     def __init__(self, timings: Timings):
-        self.timings = timings
+        self.timings, self.cpu = timings, host_cpu()
 
     @property
     def threads(self) -> int:
@@ -79,13 +87,13 @@ class MeasuredClock:
         self, network: PlanningNetwork, layer: str, kernels: Mapping[str, LayerKernel], batch: Batch
     ) -> dict[str, float]:
         """See ``Clock``."""
-        return time_kernels(network, layer, kernels, batch, self.timings)
+        return time_kernels(layer, kernels, partial(sample_kernels, network, layer, batch), self.timings)
 
     def layers(
         self, network: PlanningNetwork, chosen: Mapping[str, LayerKernel], batch: Batch
     ) -> dict[str, tuple[float, float]]:
         """See ``Clock``."""
-        return time_in_place(network, chosen, batch, self.timings)
+        return time_in_place(chosen, partial(sample_in_place, network, batch), self.timings)
 
     def network(
         self,
@@ -96,9 +104,14 @@ class MeasuredClock:
         seed: int,
     ) -> NetworkTimes:
         """See ``Clock``."""
-        return time_network(executable, checked, batch, plan, seed, self.timings)
+        inputs = example(checked, batch, seed)
+        return time_network(plan, partial(sample_entries, executable, inputs), self.timings)
 
     def note(self, images: int) -> str:
         """See ``Clock``."""
-        with_threads = f", with {self.threads} thread{'' if self.threads == 1 else 's'}" if self.threads else ""
-        return f"Times are of one run on a batch of {images}{with_threads}."
+        return f"Times are of one run on a batch of {images}{with_threads(self.threads)}."
+
+
+def with_threads(count: int) -> str:
+    """In a note: a number of threads; nothing where it is not known."""
+    return f", with {count} thread{'' if count == 1 else 's'}" if count else ""

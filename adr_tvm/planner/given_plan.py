@@ -48,7 +48,8 @@ def given_findings(
     if calibration is None:
         for layer, kernel in kernels.items():
             findings.chosen[layer] = _measured(plan, layer, kernel, 0.0, 0.0, 0.0, by_name[layer])
-        findings.notes.append("The plan was given and no calibration data: nothing was measured layer by layer.")
+        if kernels:
+            findings.notes.append("The plan was given and no calibration data: nothing was measured layer by layer.")
         return findings, "none", None
     layers = [by_name[layer] for layer in plan.reused]
     network = PlanningNetwork(mod, layers, target, [spec.name for spec in checked.inputs])

@@ -33,7 +33,7 @@ class LayerKernel:
         planes: np.ndarray | None = None,
         thresholds: np.ndarray | None = None,
     ):
-        self.setting = setting
+        self.setting, self.planes, self.thresholds = setting, planes, thresholds
         x = relax.Var("x", call.args[0].ty)
         alone = relax.Call(call.op, [x, *call.args[1:]], call.attrs)
         if setting is not None:
@@ -43,8 +43,12 @@ class LayerKernel:
             with builder.dataflow():
                 out = builder.emit_output(alone)
             builder.emit_func_output(out)
-        executable = build_module(builder.get(), target)
-        self._run = relax.VirtualMachine(executable, tvm.cpu())["main"]
+        self._mod = builder.get()
+        self._run = relax.VirtualMachine(self.build(target), tvm.cpu())["main"]
+
+    def build(self, target: Target) -> relax.VMExecutable:
+        """The layer for a target, as ``main``."""
+        return build_module(self._mod, target)
 
     def __call__(self, x: Any) -> tuple[Any, Any]:
         """Run on a TVM tensor."""

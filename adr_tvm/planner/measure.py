@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from adr_tvm.planner.layer_kernel import LayerKernel
 from adr_tvm.planner.network import PlanningNetwork, seconds
 from adr_tvm.report.results import Timings
 from adr_tvm.settings import ReuseSetting
-from adr_tvm.timing import fair_orders
+from adr_tvm.timing import fair_orders, take_turns
 
 REPEATS, MOST_REPEATS = 7, 30
 REPEAT_SECONDS = 0.1  # after which the least repeats are enough
@@ -28,30 +28,28 @@ def setting_key(setting: ReuseSetting) -> str:
     return f"{setting.granularity}-{setting.hash}-L{setting.L}-H{setting.H}-{setting.scope}{gain}{table}"
 
 
+KernelSampler = Callable[[Mapping[str, LayerKernel]], dict[str, list[float]]]
+LayerSampler = Callable[[Mapping[str, LayerKernel]], dict[str, tuple[list[float], list[float]]]]
+
+
 def time_kernels(
-    network: PlanningNetwork,
-    layer: str,
-    kernels: Mapping[str, LayerKernel],
-    inputs: Mapping[str, np.ndarray],
-    timings: Timings,
+    layer: str, kernels: Mapping[str, LayerKernel], sample: KernelSampler, timings: Timings
 ) -> dict[str, float]:
     """Median seconds of some kernels of one layer on the input that the running network gives it.
 
-    They take turns, in orders that favour none, while the network is at that layer. A time already in ``timings`` is
-    taken from there; new ones are put there. Where the first kernel was timed before, the others' times are its time
-    and the median ratio of neighbours, so that they stay comparable to those of then.
+    A time already in ``timings`` is taken from there; new ones are put there. Where the first kernel was timed before,
+    the others' times are its time and the median ratio of neighbours, so that they stay comparable to those of then.
 
     Args:
-        network: the network, dense elsewhere.
         layer: where to measure.
         kernels: by the key that names them in ``timings``; the first is what the others are compared with.
-        inputs: one batch.
+        sample: measures some kernels in turn: seconds of each, of the rounds in order.
     """
     keys = {name: f"{layer}|{name}" for name in kernels}
     missing = [name for name, key in keys.items() if timings.get(key) is None]
     if missing:
         first = next(iter(kernels))
-        samples = _samples(network, layer, {name: kernels[name] for name in dict.fromkeys([first, *missing])}, inputs)
+        samples = sample({name: kernels[name] for name in dict.fromkeys([first, *missing])})
         known = timings.get(keys[first])
         for name in missing:
             found = statistics.median(samples[name])
@@ -61,57 +59,64 @@ def time_kernels(
     return {name: timings.get(key) or 0.0 for name, key in keys.items()}
 
 
-def _samples(
-    network: PlanningNetwork, layer: str, kernels: Mapping[str, LayerKernel], inputs: Mapping[str, np.ndarray]
+def sample_kernels(
+    network: PlanningNetwork, layer: str, inputs: Mapping[str, np.ndarray], kernels: Mapping[str, LayerKernel]
 ) -> dict[str, list[float]]:
-    """Seconds of each kernel, of the rounds in order."""
-    samples: dict[str, list[float]] = {name: [] for name in kernels}
-    orders = fair_orders(list(kernels))
+    """Seconds of kernels on this machine, while the network, dense elsewhere, is at their layer."""
+    samples: dict[str, list[float]] = {}
 
     def hook(at: str, x: Any) -> None:
-        if at != layer or samples[next(iter(kernels))]:
+        if at != layer or samples:
             return
         for kernel in kernels.values():
             kernel(x)
-        begin = time.perf_counter()
-        for index in range(MOST_REPEATS):
-            if index >= REPEATS and time.perf_counter() - begin > REPEAT_SECONDS:
-                break
-            for name in orders[index % len(orders)]:
-                samples[name].append(seconds(kernels[name], x))
+        run = partial(_run, kernels, x)
+        samples.update(take_turns(run, list(kernels), REPEATS, MOST_REPEATS, REPEAT_SECONDS))
 
     with network.watching(hook):
         network.run(inputs)
     return samples
 
 
+def _run(kernels: Mapping[str, LayerKernel], x: Any, name: str) -> float:
+    return seconds(kernels[name], x)
+
+
 def time_in_place(
-    network: PlanningNetwork,
-    chosen: Mapping[str, LayerKernel],
-    inputs: Mapping[str, np.ndarray],
-    timings: Timings,
+    chosen: Mapping[str, LayerKernel], sample: LayerSampler, timings: Timings
 ) -> dict[str, tuple[float, float]]:
-    """(dense, reuse) median seconds of each chosen layer in whole runs of the network: all dense, all chosen, in
-    alternating order.
+    """(dense, reuse) median seconds of each chosen layer in whole runs of the network: all dense, all chosen.
 
     Unlike in `time_kernels`, each kernel runs once per network run, with the caches as the layer before leaves them.
+
+    Args:
+        sample: measures chosen layers: seconds of the dense and of the chosen kernel in the runs.
     """
     keys = {layer: (f"{layer}|in network|dense", f"{layer}|in network|{_name(k)}") for layer, k in chosen.items()}
     if any(timings.get(key) is None for pair in keys.values() for key in pair):
-        samples: dict[str, list[float]] = {key: [] for pair in keys.values() for key in pair}
-        timed = [
-            {layer: _Timed(network.dense[layer], samples[keys[layer][0]]) for layer in chosen},
-            {layer: _Timed(kernel, samples[keys[layer][1]]) for layer, kernel in chosen.items()},
-        ]
-        orders = fair_orders(timed)
-        for index in range(REPEATS + 1):
-            for kernels in orders[index % len(orders)]:
-                with network.using(kernels):  # type: ignore[arg-type]
-                    network.run(inputs)
-        for key, values in samples.items():
-            if timings.get(key) is None:
-                timings.put(key, statistics.median(values[1:]))
+        samples = sample(chosen)
+        for layer, pair in keys.items():
+            for key, values in zip(pair, samples[layer], strict=True):
+                if timings.get(key) is None:
+                    timings.put(key, statistics.median(values))
     return {layer: (timings.get(a) or 0.0, timings.get(b) or 0.0) for layer, (a, b) in keys.items()}
+
+
+def sample_in_place(
+    network: PlanningNetwork, inputs: Mapping[str, np.ndarray], chosen: Mapping[str, LayerKernel]
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Seconds of layers on this machine, in runs of the network in alternating order; the first run does not count."""
+    samples: dict[str, tuple[list[float], list[float]]] = {layer: ([], []) for layer in chosen}
+    timed = [
+        {layer: _Timed(network.dense[layer], samples[layer][0]) for layer in chosen},
+        {layer: _Timed(kernel, samples[layer][1]) for layer, kernel in chosen.items()},
+    ]
+    orders = fair_orders(timed)
+    for index in range(REPEATS + 1):
+        for kernels in orders[index % len(orders)]:
+            with network.using(kernels):  # type: ignore[arg-type]
+                network.run(inputs)
+    return {layer: (dense[1:], reuse[1:]) for layer, (dense, reuse) in samples.items()}
 
 
 def _name(kernel: LayerKernel) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +17,7 @@ from adr_tvm.frontend.dense_check import random_inputs
 from adr_tvm.frontend.onnx_model import CheckedModel
 from adr_tvm.plan import ReusePlan
 from adr_tvm.report.results import Timings
-from adr_tvm.timing import fair_orders, median_at_least, warm_up
+from adr_tvm.timing import median_at_least, take_turns, warm_up
 
 LEAST_ROUNDS, MOST_ROUNDS = 11, 31
 ROUNDS_SECONDS = 1.0  # after which the least rounds are enough
@@ -42,28 +42,23 @@ class NetworkTimes:
         return self.main_at_least > bar * self.dense
 
 
-def time_network(
-    executable: tvm.runtime.Executable,
-    checked: CheckedModel,
-    batch: Mapping[str, np.ndarray] | None,
-    plan: ReusePlan,
-    seed: int,
-    timings: Timings,
-) -> NetworkTimes:
-    """Time the entries ``main`` and ``dense`` of a library, A B, B A, A B, ..., on a batch (None: random numbers).
+EntrySampler = Callable[[Sequence[str]], dict[str, list[float]]]
+
+
+def time_network(plan: ReusePlan, sample: EntrySampler, timings: Timings) -> NetworkTimes:
+    """Time the entries ``main`` and ``dense`` of a library.
 
     Times already in ``timings`` are taken from there; new ones are put there.
+
+    Args:
+        sample: runs entries in turn: seconds by entry; the n-th of all are neighbours in time.
     """
     dense_key = "network|dense"
     settings = "\n".join(f"{layer} {setting}" for layer, setting in plan.reused.items())
     main_key = f"network|main {hashlib.sha256(settings.encode()).hexdigest()[:12]}"
     keys = [dense_key, *([main_key, f"{main_key}|at least"] if plan.reused else [])]
     if any(timings.get(key) is None for key in keys):
-        machine = relax.VirtualMachine(executable, tvm.cpu())
-        arrays = random_inputs(checked.inputs, 1, seed) if batch is None else batch
-        inputs = [tvm.runtime.tensor(arrays[spec.name]) for spec in checked.inputs]
-        entries = ["main", "dense"] if plan.reused else ["dense"]
-        samples = _in_turn({entry: partial(machine[entry], *inputs) for entry in entries})
+        samples = sample(["main", "dense"] if plan.reused else ["dense"])
         dense = timings.get(dense_key) or statistics.median(samples["dense"])
         found = [dense]
         if plan.reused:
@@ -76,18 +71,25 @@ def time_network(
     return NetworkTimes(*times) if plan.reused else NetworkTimes(*times * 3)
 
 
-def _in_turn(runs: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Seconds of runs by name; the n-th of all names are neighbours in time."""
-    samples: dict[str, list[float]] = {name: [] for name in runs}
-    orders = fair_orders(list(runs))
+def example(checked: CheckedModel, batch: Mapping[str, np.ndarray] | None, seed: int) -> list[np.ndarray]:
+    """Inputs of a batch in the network's order (None: random numbers)."""
+    arrays = random_inputs(checked.inputs, 1, seed) if batch is None else batch
+    return [arrays[spec.name] for spec in checked.inputs]
+
+
+def sample_entries(
+    executable: tvm.runtime.Executable, inputs: Sequence[np.ndarray], entries: Sequence[str]
+) -> dict[str, list[float]]:
+    """Seconds of entries on this machine, A B, B A, A B, ..."""
+    machine = relax.VirtualMachine(executable, tvm.cpu())
+    tensors = [tvm.runtime.tensor(array) for array in inputs]
+    runs = {entry: partial(machine[entry], *tensors) for entry in entries}
     for run in runs.values():
         warm_up(run)
-    begin = time.perf_counter()
-    for index in range(MOST_ROUNDS):
-        if index >= LEAST_ROUNDS and time.perf_counter() - begin > ROUNDS_SECONDS:
-            break
-        for name in orders[index % len(orders)]:
-            start = time.perf_counter()
-            runs[name]()
-            samples[name].append(time.perf_counter() - start)
-    return samples
+
+    def timed(entry: str) -> float:
+        start = time.perf_counter()
+        runs[entry]()
+        return time.perf_counter() - start
+
+    return take_turns(timed, entries, LEAST_ROUNDS, MOST_ROUNDS, ROUNDS_SECONDS)

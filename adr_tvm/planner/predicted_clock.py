@@ -37,7 +37,7 @@ class PredictedClock:
         candidates: the network's layers.
     """
 
-    predicted = True
+    predicted, cpu = True, ""
 
     def __init__(self, cost: CostModel, target: str, candidates: Sequence[Candidate]):
         self.cost, self.target = cost, target

@@ -7,7 +7,6 @@ import os
 
 from tvm.target import Target
 
-from adr_tvm._tvm import host_cpu
 from adr_tvm.frontend.onnx_model import CheckedModel
 from adr_tvm.layers import describe
 from adr_tvm.passes.mark_candidates import Candidate
@@ -52,7 +51,7 @@ def network_result(
         model=os.path.basename(str(checked.path)),
         model_sha256=checked.sha256,
         target=str(target.kind.name),
-        cpu="" if clock.predicted else host_cpu(),
+        cpu=clock.cpu,
         threads=clock.threads,
         seed=options.seed,
         metric=metric,

@@ -17,33 +17,37 @@ from adr_tvm.planner.cost_file import cache_folder
 from adr_tvm.tuning.database import TuningDatabase, target_machine
 
 
-def default_database() -> Path:
-    """The file that ``--tune`` fills where the user names none.
+def default_database(cpu: str) -> Path:
+    """The file that ``--tune`` fills for a processor where the user names none.
 
     Raises:
         UsageError: the user has no cache folder.
     """
-    name = re.sub("[^a-z0-9]+", "-", processor_name().lower()).strip("-") or "cpu"
+    name = re.sub("[^a-z0-9]+", "-", cpu.lower()).strip("-") or "cpu"
     return cache_folder() / f"tuning-{name[:80]}.jsonl"
 
 
-def open_database(given: str | Path | None, trials: int | None, target: Target, threads: int) -> TuningDatabase | None:
+def open_database(
+    given: str | Path | None, trials: int | None, target: Target, threads: int, cpu: str | None = None
+) -> TuningDatabase | None:
     """The database of a run; None: every kernel gets its default schedule.
 
     Args:
         given: a file that the user named.
         trials: of each kernel; None: nothing is tuned.
         threads: that the kernels will run on.
+        cpu: the maker's name of the board or processor; None: of this machine's.
 
     Raises:
         UsageError: the file does not exist and nothing is tuned, or it cannot be read, or not be written.
     """
     if given is None and trials is None:
         return None
-    path = default_database() if given is None else Path(given)
+    cpu = processor_name() if cpu is None else cpu
+    path = default_database(cpu) if given is None else Path(given)
     if trials is None and not path.exists():
         raise UsageError(f"--tuning-db {path} does not exist; with --tune N it is made")
-    database = TuningDatabase(path, target_machine(target, threads))
+    database = TuningDatabase(path, target_machine(target, threads, cpu))
     if trials is not None:
         database.check_writable()
     return database

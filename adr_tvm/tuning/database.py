@@ -26,9 +26,13 @@ MAX_BYTES = 64 << 20
 MAX_WARNINGS = 5
 
 
-def target_machine(target: Target, threads: int) -> Machine:
-    """This machine, as code for ``target`` on some threads finds it."""
-    return Machine(processor_name(), str(target.attrs.get("mcpu", "")), threads)
+def target_machine(target: Target, threads: int, cpu: str | None = None) -> Machine:
+    """A machine, as code for ``target`` on some threads finds it.
+
+    Args:
+        cpu: its maker's name; None: this machine.
+    """
+    return Machine(processor_name() if cpu is None else cpu, str(target.attrs.get("mcpu", "")), threads)
 
 
 class TuningDatabase:
@@ -57,7 +61,9 @@ class TuningDatabase:
         return self._records.get(kernel)
 
     def schedule(self, kernel: KernelShape, target: Target) -> Any | None:
-        """The tuned schedule of a kernel; None without one."""
+        """The tuned schedule of a kernel; None without one, and for a target of another machine."""
+        if str(target.attrs.get("mcpu", "")) != self.machine.mcpu:
+            return None
         if kernel not in self._schedules:
             self._schedules[kernel] = self._valid_schedule(kernel, target)
         return self._schedules[kernel]

@@ -18,7 +18,7 @@ from adr_tvm.timing import median_at_least
 from adr_tvm.tuning.guesses import Guesses
 from adr_tvm.tuning.race import Stopwatch, race, runs_in_turn
 from adr_tvm.tuning.task import TuningTask
-from adr_tvm.tuning.trial import Trial
+from adr_tvm.tuning.trial import MakeTrial, Trial
 
 WORTH = 1.02
 SHORT, LONG, LAST = 5, 15, 31  # rounds
@@ -55,6 +55,7 @@ def search_schedule(
     around: int,
     first: Any | None = None,
     advance: Callable[[float], None] = lambda _: None,
+    make_trial: MakeTrial | None = None,
 ) -> Found:
     """Try up to ``trials`` schedules of a kernel.
 
@@ -62,8 +63,10 @@ def search_schedule(
         around: bytes of weights read between two calls in the network.
         first: a schedule to begin with, found earlier.
         advance: told after each trial the best speed-up so far.
+        make_trial: makes kernels to run; None: on this machine.
     """
-    default = Trial(task, task.default(), target, around)
+    make_trial = make_trial or Trial
+    default = make_trial(task, task.default(), target, around)
     count = runs_in_turn(watch, default)
     found = Found(watch.seconds(default, count))
     guesses = Guesses(task.candidates(threads))
@@ -72,7 +75,7 @@ def search_schedule(
     most = FINALISTS if task.weight_bytes <= LARGE_WEIGHTS else 1
     schedule = first if first is not None and first in guesses else guesses.next()
     while schedule is not None and found.measured + len(found.wrong) < trials:
-        trial = Trial(task, schedule, target, around)
+        trial = make_trial(task, schedule, target, around)
         if not trial.agrees(default):
             found.wrong.append(schedule)
             guesses.learn(schedule, None)

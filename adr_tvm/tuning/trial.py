@@ -11,7 +11,7 @@ from tvm import tirx
 from tvm.target import Target
 
 from adr_tvm.passes.mark_no_alias import MarkNoAlias
-from adr_tvm.tuning.task import TuningTask
+from adr_tvm.tuning.task import Arguments, TuningTask
 
 COLD_BYTES = 64 << 20  # copies of the weights together, at most: more than the caches hold
 MOST_COPIES = 1024
@@ -19,8 +19,23 @@ MOST_COPIES = 1024
 
 def compiled(func: tirx.PrimFunc, target: Target) -> Callable[..., object]:
     """A kernel as the pipeline would compile it, alone."""
-    mod = MarkNoAlias()(tvm.IRModule({"kernel": func.with_attr("global_symbol", "kernel")}))
-    return tvm.compile(mod, target)["kernel"]
+    return tvm.compile(kernel_module(func), target)["kernel"]
+
+
+def kernel_module(func: tirx.PrimFunc) -> tvm.IRModule:
+    """A kernel alone, as ``kernel``."""
+    return MarkNoAlias()(tvm.IRModule({"kernel": func.with_attr("global_symbol", "kernel")}))
+
+
+def copies_of(arguments: Arguments, around: int) -> int:
+    """Copies of the weights that calls take in turn.
+
+    Args:
+        around: bytes of weights that the network reads between two calls of the kernel; copies of the kernel's weights
+            take as much memory, up to ``COLD_BYTES``.
+    """
+    size = sum(arguments.inputs[index].nbytes for index in arguments.weights)
+    return max(1, min(min(around, COLD_BYTES) // max(1, size), MOST_COPIES))
 
 
 class Trial:
@@ -30,15 +45,13 @@ class Trial:
         task: which kernel.
         schedule: how it works.
         target: what to compile for.
-        around: bytes of weights that the network reads between two calls of the kernel; copies of the kernel's weights
-            take as much memory, up to ``COLD_BYTES``.
+        around: see ``copies_of``.
     """
 
     def __init__(self, task: TuningTask, schedule: Any, target: Target, around: int):
         self.schedule = schedule
         arguments = task.arguments(schedule)
-        size = sum(arguments.inputs[index].nbytes for index in arguments.weights)
-        copies = max(1, min(min(around, COLD_BYTES) // max(1, size), MOST_COPIES))
+        copies = copies_of(arguments, around)
         inputs = [tvm.runtime.tensor(array) for array in arguments.inputs]
         self._outputs = [
             tvm.runtime.tensor(np.full(shape, -1, dtype))  # what a kernel leaves unwritten shows
@@ -65,3 +78,6 @@ class Trial:
         self()
         other()
         return all(a.tobytes() == b.tobytes() for a, b in zip(self.outputs(), other.outputs(), strict=True))
+
+
+MakeTrial = Callable[[TuningTask, Any, Target, int], Trial]

@@ -8,6 +8,7 @@ import tvm
 from tvm.target import Target
 
 import adr_tvm
+from adr_tvm.errors import BoardError
 from adr_tvm.progress import Step, get_log, progress
 from adr_tvm.report.formats import factor, number
 from adr_tvm.tuning.database import TuningDatabase
@@ -17,6 +18,7 @@ from adr_tvm.tuning.race import Clock, Stopwatch
 from adr_tvm.tuning.record import TuningRecord
 from adr_tvm.tuning.search import Found, search_schedule
 from adr_tvm.tuning.task import TuningTask
+from adr_tvm.tuning.trial import MakeTrial
 
 
 def tune_network(
@@ -26,6 +28,7 @@ def tune_network(
     trials: int,
     images: int = 1,
     watch: Stopwatch | None = None,
+    make_trial: MakeTrial | None = None,
 ) -> list[TuningRecord]:
     """Look for a schedule of every kernel that a network needs; what is found is in the database at once.
 
@@ -38,12 +41,14 @@ def tune_network(
         trials: schedules to try for each kernel.
         images: in a call, where the module leaves that open.
         watch: measures; None: a clock.
+        make_trial: makes kernels to run; None: on this machine.
 
     Returns:
         A record of each kernel tuned now.
 
     Raises:
         UsageError: the database cannot be written.
+        BoardError: the board that kernels run on failed; the kernels tuned until then are kept.
     """
     counts = needed_kernels(mod, target, database)
     tasks = [FAMILIES[kernel.kind](kernel, target, images) for kernel in counts]
@@ -60,11 +65,12 @@ def tune_network(
     try:
         with progress("tuning kernels", len(todo) * trials) as step:
             for task in todo:
-                records.append(_tune(task, target, database, trials, around, watch, step))
+                records.append(_tune(task, target, database, trials, around, watch, step, make_trial))
                 database.add(records[-1])
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BoardError) as error:
         where = "" if database.path is None else f" in {database.path}"
-        get_log().warning("interrupted: %d of %d kernels are tuned and kept%s", len(records), len(todo), where)
+        what = "the board failed" if isinstance(error, BoardError) else "interrupted"
+        get_log().warning("%s: %d of %d kernels are tuned and kept%s", what, len(records), len(todo), where)
         raise
     return records
 
@@ -82,6 +88,7 @@ def _tune(
     around: int,
     watch: Stopwatch,
     step: Step,
+    make_trial: MakeTrial | None,
 ) -> TuningRecord:
     done = 0
 
@@ -91,7 +98,7 @@ def _tune(
         step.advance(1, f"{task.name}: {factor(speedup)}")
 
     threads, before = database.machine.threads, database.schedule(task.kernel, target)
-    found = search_schedule(task, target, trials, watch, threads, around, before, advance)
+    found = search_schedule(task, target, trials, watch, threads, around, before, advance, make_trial)
     if done < trials:
         step.advance(trials - done, task.name)
     record = _record(task, database, trials, found)

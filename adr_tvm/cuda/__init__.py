@@ -1,0 +1,1 @@
+"""CUDA: from the CUDA C that TVM generates to code objects, without a GPU."""

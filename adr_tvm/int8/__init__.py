@@ -1,0 +1,1 @@
+"""Integer networks: quantisation from calibration data, and the exact integer arithmetic of every operator."""

@@ -1,0 +1,88 @@
+"""The cost model of a GPU: what its data sheet says it can multiply and move, and shares of it that kernels reach.
+
+A time is the longest of its phases' arithmetic and memory traffic, plus what a launch takes:
+
+    dense    N K M multiply-adds; X, W and Y through memory
+    row      hash: N K H multiply-adds, X once; numbering: some words for each row; products of the representatives;
+             the copies of their outputs
+
+The shares are guesses, not measurements: they order settings, and the milliseconds are rough.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from adr_tvm.geometry import ConvGeometry
+from adr_tvm.planner.cost import CostModel
+from adr_tvm.settings import ReuseSetting
+from adr_tvm.targets import Gpu, TargetEntry
+
+GEMM_SHARE, HASH_SHARE, MEMORY_SHARE = 0.6, 0.2, 0.7
+LAUNCH = 4e-6  # seconds, of a kernel
+ROW_LAUNCHES = 8  # of a layer that reuses
+ROW_WORDS = 16  # of four bytes, that numbering reads and writes for each row
+UNKNOWN = Gpu((), None, 1, 1)
+EXACT_HASH_FLOPS = 24  # what hashing an entry's bits takes, in multiplications and additions
+
+
+@dataclass(frozen=True)
+class GpuCostModel(CostModel):
+    """Predicted times of layers; ``threads`` is 1, since the processor beside the GPU only starts kernels.
+
+    Attributes:
+        gpu: what is known of it.
+    """
+
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    gpu: Gpu = UNKNOWN
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all that a prediction depends on."""
+        shares = [GEMM_SHARE, HASH_SHARE, MEMORY_SHARE, LAUNCH, ROW_LAUNCHES, ROW_WORDS, EXACT_HASH_FLOPS]
+        return hashlib.sha256(json.dumps([asdict(self.gpu), shares]).encode()).hexdigest()
+
+    def dense_seconds(self, geometry: ConvGeometry, images: int) -> float:
+        """Time of the dense layer on some images."""
+        g, N = geometry, images * geometry.rows
+        moved = images * g.H * g.W * g.C + g.K * g.M + N * g.M
+        return LAUNCH + self._phase(2 * N * g.K * g.M, GEMM_SHARE, moved)
+
+    def reuse_seconds(self, geometry: ConvGeometry, setting: ReuseSetting, r_c: float, images: int) -> float:
+        """Time of the layer with reuse, given its remaining ratio.
+
+        Raises:
+            ValueError: the granularity is not ``row``.
+        """
+        if setting.granularity != "row":
+            raise ValueError(f"granularity={setting.granularity} has no kernels for CUDA")
+        g, N = geometry, images * geometry.rows
+        exact = setting.hash == "exact"
+        pixels = images * g.H * g.W * g.C
+        hashing = N * g.K * (EXACT_HASH_FLOPS if exact else 2 * setting.H)
+        # Rows that match are compared, or their mean is taken: both read every row once more.
+        again = self._phase(N * g.K, HASH_SHARE, pixels)
+        products = self._phase(2 * r_c * N * g.K * g.M, GEMM_SHARE, r_c * N * (g.K + g.M) + g.K * g.M)
+        copies = self._phase(0, 1, 2 * (1 - r_c) * N * g.M)
+        numbering = self._phase(0, 1, ROW_WORDS * N)
+        return ROW_LAUNCHES * LAUNCH + self._phase(hashing, HASH_SHARE, pixels) + again + numbering + products + copies
+
+    def cluster_seconds(self, geometry: ConvGeometry, setting: ReuseSetting) -> float:
+        """Time that one more cluster costs: its products."""
+        return self._phase(2 * geometry.K * geometry.M, GEMM_SHARE, geometry.K + geometry.M)
+
+    def _phase(self, flops: float, share: float, words: float) -> float:
+        """Seconds: the longer of arithmetic and of words of four bytes through memory."""
+        return max(flops / (share * self.gpu.teraflops * 1e12), 4 * words / (MEMORY_SHARE * self.gpu.gigabytes * 1e9))
+
+
+def gpu_cost_model(entry: TargetEntry) -> GpuCostModel:
+    """The model to predict a CUDA target's times with."""
+    assert entry.gpu is not None
+    name = "an A100, in place of a GPU that is not known" if entry.name == "cuda" else entry.name
+    source = f"data sheet of {name}: {entry.gpu.teraflops:g} TFLOP/s in fp32, {entry.gpu.gigabytes:g} GB/s"
+    return GpuCostModel(source=source, gpu=entry.gpu)

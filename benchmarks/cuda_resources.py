@@ -1,0 +1,112 @@
+"""What the CUDA kernels of some layers use: registers, spills and local memory of a thread, shared memory of a block.
+
+    python -m benchmarks.cuda_resources [--arch SM,...] [--layer NAME ...]
+
+Needs no GPU: the numbers are the assembler's. Layers are compiled at batch 32, dense and with reuse of rows (8 bits,
+and `exact`). Kernels that several layers share are listed with each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from tvm import relax
+
+from adr_tvm import ops
+from adr_tvm._tvm import tensor_type
+from adr_tvm.activation import Activation
+from adr_tvm.build import build_module, code_objects_of
+from adr_tvm.cli.common import Parser, add_verbosity, run_cli
+from adr_tvm.cuda.code_objects import Resources
+from adr_tvm.errors import UsageError
+from adr_tvm.geometry import ConvGeometry, dense_geometry
+from adr_tvm.report.text_table import Heading, print_table, results_console
+from adr_tvm.settings import ReuseSetting
+from adr_tvm.targets import TARGETS, TargetEntry, with_architectures
+
+BATCH = 32
+LAYERS = {
+    "ResNet50 conv1": ConvGeometry(224, 224, 3, 7, 7, 64, strides=(2, 2), padding=(3, 3, 3, 3)),
+    "ResNet50 1x1": ConvGeometry(56, 56, 64, 1, 1, 256),
+    "ResNet50 3x3": ConvGeometry(28, 28, 128, 3, 3, 128, padding=(1, 1, 1, 1)),
+    "VGG-19 conv5": ConvGeometry(14, 14, 512, 3, 3, 512, padding=(1, 1, 1, 1)),
+    "VGG-19 fc7": dense_geometry(1, 4096, 4096),
+}
+SETTINGS = (
+    None,
+    ReuseSetting("row", H=8, hash="gaussian"),
+    ReuseSetting("row", L=1, H=1, hash="exact"),
+)
+_HEADINGS = (
+    Heading("layer", numeric=False),
+    Heading("kernel", numeric=False),
+    Heading("architecture", numeric=False),
+    Heading("registers"),
+    Heading("spills, bytes"),
+    Heading("local, bytes"),
+    Heading("shared, bytes"),
+)
+
+
+def resources_of(geometry: ConvGeometry, setting: ReuseSetting | None, entry: TargetEntry) -> list[Resources]:
+    """What the kernels of a layer use on a target's architectures, in the order they are compiled in."""
+    g = geometry
+    x = relax.Var("x", tensor_type([BATCH, g.H, g.W, g.C]))
+    w, bias = np.zeros((g.KH, g.KW, g.C, g.M), np.float32), np.zeros(g.M, np.float32)
+    call = ops.conv2d(
+        x,
+        relax.const(w),
+        relax.const(bias),
+        name="layer",
+        strides=g.strides,
+        padding=g.padding,
+        activation=Activation.relu(),
+    )
+    if setting is not None:
+        planes = None if setting.hash == "exact" else np.zeros((1, g.K, setting.H), np.float32)
+        call = ops.with_reuse(call, setting, planes, None if planes is None else planes[:, 0])
+    builder = relax.BlockBuilder()
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            out = builder.emit_output(call)
+        builder.emit_func_output(out)
+    with code_objects_of(entry) as used:
+        build_module(builder.get(), entry.make(None))
+    return list(used)
+
+
+def rows_of(layers: Sequence[str], entry: TargetEntry) -> Iterator[list[str]]:
+    """Rows of the table."""
+    for layer in layers:
+        for setting in SETTINGS:
+            for used in resources_of(LAYERS[layer], setting, entry):
+                kind = "" if setting is None else f" ({setting.hash})"
+                kernel = used.kernel.removeprefix("adr_").removesuffix("_kernel") + kind
+                numbers = (used.registers, used.spills, used.stack, used.shared)
+                yield [layer, kernel, used.architecture, *map(str, numbers)]
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the table."""
+    unknown = [name for name in arguments.layer or () if name not in LAYERS]
+    if unknown:
+        raise UsageError(f"--layer {unknown[0]!r} is not known; there is {', '.join(LAYERS)}")
+    entry = TARGETS["cuda"] if arguments.arch is None else with_architectures(TARGETS["cuda"], arguments.arch)
+    rows = list(rows_of(arguments.layer or list(LAYERS), entry))
+    print_table(results_console(), _HEADINGS, rows, [None] * len(rows))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = Parser(prog="python -m benchmarks.cuda_resources", description=__doc__.partition("\n")[0])
+    parser.add_argument("--arch", metavar="SM,...", help="architectures (default: all that --target cuda has)")
+    parser.add_argument("--layer", metavar="NAME", action="append", help=f"one of {', '.join(LAYERS)} (default: all)")
+    add_verbosity(parser)
+    return run_cli(run, parser, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

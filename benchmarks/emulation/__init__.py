@@ -1,0 +1,1 @@
+"""Counting the instructions of a compiled network for 64-bit Arm under emulation."""
