@@ -2,8 +2,9 @@
 
     python -m benchmarks.training_memory [--network NAME ...] [--stage STAGE ...] [--json FILE]
 
-*base* is the resident memory once the engine is imported, *held* after the third step, *peak* the highest until then, building
-and compiling the network included. Images are random. Engines and stages are those of ``benchmarks.training_step``.
+*base* is the resident memory once the engine is imported, *held* after the third step, *peak* the highest until then,
+building and compiling the network included. Images are random. Engines and stages are those of
+``benchmarks.training_step``.
 """
 
 from __future__ import annotations
