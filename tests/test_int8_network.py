@@ -13,9 +13,11 @@ from onnx_graphs import make_model, save, weights_of
 from adr_tvm.bare_c.graph import Graph
 from adr_tvm.cli.compile import main
 from adr_tvm.errors import ModelError
+from adr_tvm.geometry import ConvGeometry
 from adr_tvm.int8.executor import reused, run_integer
 from adr_tvm.int8.float_operators import run_operator
 from adr_tvm.int8.network import quantised
+from adr_tvm.int8.quantise import unsupported_reuse
 from adr_tvm.plan import ReusePlan
 from adr_tvm.settings import ReuseSetting
 from tests import mps2
@@ -127,6 +129,13 @@ def test_rows_with_planes_are_refused(tmp_path):
     net = network(model, ReusePlan.load(tmp_path / "net"))
     with pytest.raises(ModelError, match=r"layer 'conv2' cannot reuse in int8: row with hash planes"):
         quantised(net.graph, [], None)
+
+
+def test_ids_of_16_bits():
+    fits, larger = (ConvGeometry(H=1, W=width, C=4, KH=1, KW=1, M=8) for width in (65534, 65535))
+    setting = ReuseSetting("pixel", L=4, H=8)
+    assert unsupported_reuse(fits, setting) == ""
+    assert unsupported_reuse(larger, setting) == "65535 neuron vectors in a segment: int8 numbers at most 65534"
 
 
 @needs_board

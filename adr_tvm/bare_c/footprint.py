@@ -97,7 +97,7 @@ def ram_excess(network: CNetwork, footprint: Footprint, limit: int) -> str:
     graph, memory = network.graph, network.memory
     order = sorted(range(len(graph.operators)), key=lambda i: -memory.live_bytes[i])
     named = [f"{graph.operators[i].name} ({memory.live_bytes[i]} bytes alive)" for i in order[:MOST_NAMED]]
-    hints = [] if _is_int8(network) else ["int8 takes about a quarter"]
+    hints = [] if _is_int8(network) else ["--dtype int8 takes about a quarter"]
     scratch = {op.name: call.scratch for op, call in zip(graph.operators, network.calls, strict=True) if call.counts}
     peaks = [graph.operators[i].name for i in order[:MOST_NAMED] if graph.operators[i].name in scratch]
     if peaks:
@@ -120,7 +120,7 @@ def flash_excess(network: CNetwork, footprint: Footprint, limit: int) -> str:
     }
     order = sorted(sizes, key=lambda name: -sizes[name])
     named = [f"{name} ({sizes[name]} bytes)" for name in order[:MOST_NAMED]]
-    hints = ["fewer channels in these layers"] if _is_int8(network) else ["int8 takes about a quarter"]
+    hints = ["fewer channels in these layers"] if _is_int8(network) else ["--dtype int8 takes about a quarter"]
     return (
         f"the network needs {footprint.flash} bytes of flash (constants {footprint.constants}, code "
         f"{footprint.code}), --max-flash allows {limit}; most is taken by {', '.join(named)}; "

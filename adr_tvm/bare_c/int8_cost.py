@@ -46,7 +46,7 @@ class Int8Cost(CostModel):
 
     def reuse_seconds(self, geometry: ConvGeometry, setting: ReuseSetting, r_c: float, images: int) -> float:
         """Time of the layer with reuse, given its remaining ratio; infinite where int8 has no such layer."""
-        if unsupported_reuse(setting):
+        if unsupported_reuse(geometry, setting):
             return float("inf")
         return images * self.predicted(_reuse_work(geometry, setting, r_c * geometry.vectors(setting)))
 

@@ -29,7 +29,7 @@ def quantised(graph: Graph, batches: Batches, labels: np.ndarray | None) -> tupl
         ModelError: a layer reuses in a way that int8 has not.
     """
     for layer in graph.reuse_layers:
-        reason = unsupported_reuse(layer.attributes["setting"])
+        reason = unsupported_reuse(layer.attributes["geometry"], layer.attributes["setting"])
         if reason:
             raise ModelError(f"layer {layer.name!r} cannot reuse in int8: {reason}")
     integer = quantise_graph(graph, observe(graph, batches))

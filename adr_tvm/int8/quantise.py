@@ -26,6 +26,7 @@ import numpy as np
 
 from adr_tvm.activation import Activation
 from adr_tvm.bare_c.graph import Graph, Operator, Quantisation, Tensor, Window
+from adr_tvm.geometry import ConvGeometry
 from adr_tvm.int8.fixed_point import LARGEST_FACTOR, rescale_by
 from adr_tvm.int8.ranges import RangeObserver
 from adr_tvm.int8.reuse import quantise_planes, table_shift_of
@@ -33,6 +34,7 @@ from adr_tvm.settings import ReuseSetting
 
 MOVES = ("max_pool2d", "view", "transpose", "strided_slice", "pad", "concat_part")
 PRODUCTS = ("conv2d", "grouped_conv2d", "dense", "reuse_conv2d", "reuse_dense")
+MAX_VECTORS = 2**16 - 2  # ids are uint16, and one stands for none
 LARGEST_SUM = 2.0**29  # of a bias, and of a residual
 
 
@@ -41,14 +43,17 @@ def quantise_graph(graph: Graph, ranges: Mapping[str, RangeObserver]) -> Graph:
     return _Quantiser(graph, ranges).run()
 
 
-def unsupported_reuse(setting: ReuseSetting) -> str:
-    """Why a setting has no integer kernel; empty if it has one."""
+def unsupported_reuse(geometry: ConvGeometry, setting: ReuseSetting) -> str:
+    """Why a layer has no integer kernel for a setting; empty if it has one."""
     if setting.gain:
         return "gain scales each product on its own"
     if setting.granularity == "row" and setting.hash != "exact":
         return "row with hash planes"
     if setting.table != "float32":
         return f"table={setting.table}: int8 has tables of its own"
+    vectors = geometry.H * geometry.W if setting.granularity == "pixel" else geometry.rows
+    if vectors > MAX_VECTORS:
+        return f"{vectors} neuron vectors in a segment: int8 numbers at most {MAX_VECTORS}"
     return ""
 
 
