@@ -205,7 +205,7 @@ class TestRuntime:
 
 
 def test_options(tmp_path, capsys):
-    assert main(["m.onnx", "--emit", "c"]) == 2
-    assert "--emit is 'c', expected one of library, bundle" in capsys.readouterr().err
+    assert main(["m.onnx", "--emit", "d"]) == 2
+    assert "--emit is 'd', expected one of library, bundle, c" in capsys.readouterr().err
     assert main(["m.onnx", "--runtime-dir", str(tmp_path)]) == 2
     assert "--runtime-dir is for --emit bundle" in capsys.readouterr().err

@@ -58,7 +58,7 @@ half verify it.
 
 exit codes:
   0 done, also when all layers stay dense    4 --min-speedup, --max-ram or
-  1 internal error                             --max-flash missed; all is written
+  1 internal error                             --max-flash missed; all written
   2 wrong use                                5 a dependency is missing, or
                                                the board failed
   3 bad or unsupported model or data       130 interrupted"""

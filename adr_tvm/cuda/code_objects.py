@@ -172,15 +172,16 @@ def _nvrtc(source: str, arch: str) -> tuple[bytes, str]:
     (program,) = checked(nvrtc.nvrtcCreateProgram(source.encode(), b"kernels.cu", len(names), texts, names))
     try:
         result = nvrtc.nvrtcCompileProgram(program, len(flags), [flag.encode() for flag in flags])
-        log = b" " * checked(nvrtc.nvrtcGetProgramLogSize(program))[0]
+        # Written in place: never bytes, since Python shares those of length 1, such as the log of an empty one.
+        log = bytearray(checked(nvrtc.nvrtcGetProgramLogSize(program))[0])
         checked(nvrtc.nvrtcGetProgramLog(program, log))
         checked(result, log.decode(errors="replace"))
         size, read = (
             (nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN) if machine else (nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
         )
-        code = b" " * checked(size(program))[0]
+        code = bytearray(checked(size(program))[0])
         checked(read(program, code))
-        return code, log.decode(errors="replace")
+        return bytes(code), log.decode(errors="replace")
     finally:
         nvrtc.nvrtcDestroyProgram(program)
 
