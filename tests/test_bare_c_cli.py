@@ -75,7 +75,7 @@ def test_limits(tmp_path, capsys):
     said = capsys.readouterr().err
     # conv1's 8 x 8 x 16 and conv2's 8 x 8 x 8 results at once; the input of 4 x 8 x 8 and 5 results are the caller's.
     assert "needs 7188 bytes of RAM (arena 6144, inputs and outputs 1044), --max-ram allows 1024" in said
-    assert "conv2 (6144 bytes alive)" in said and "what would help: int8" in said
+    assert "conv2 (6144 bytes alive)" in said and "what would help: --dtype int8" in said
     assert "--max-flash allows 2048" in said and "conv2 (4640 bytes)" in said
     assert (tmp_path / "c" / "model.c").is_file()
     assert emit(model, tmp_path / "c", "--max-ram", "7188", "--max-flash", "64K") == 0  # replaces the folder
