@@ -19,12 +19,14 @@ from tvm.ir import Expr
 from tvm.sym import Analyzer, ConstIntBound
 from tvm.tirx.analysis import undefined_vars
 
+from adr_tvm.lifetimes import Lifetime, lowest_offsets
+
 ALIGNMENT = 64  # bytes; what kernels assume of every tensor
 TYPICAL_DIMENSION = 32
 
 
 @dataclass(frozen=True)
-class Request:
+class Request(Lifetime):
     """A tensor that needs memory.
 
     Attributes:
@@ -35,10 +37,6 @@ class Request:
     size: Expr
     first: int
     last: int
-
-    def meets(self, other: Request) -> bool:
-        """Whether both are alive at some time."""
-        return self.first <= other.last and other.first <= self.last
 
 
 @dataclass(frozen=True)
@@ -86,17 +84,8 @@ def _multiple(size: Expr) -> tuple[Expr, int] | None:
 
 def _pack(requests: Sequence[Request], sizes: dict[int, int]) -> tuple[dict[int, int], int]:
     """The lowest free place for each of the requests in ``sizes``, and the end of the last."""
-    places: dict[int, int] = {}
     rounded = {index: -(-size // ALIGNMENT) * ALIGNMENT for index, size in sizes.items()}
-    for index in sorted(sizes, key=lambda i: -sizes[i]):
-        place = 0
-        for start, stop in sorted(
-            (places[i], places[i] + rounded[i]) for i in places if requests[i].meets(requests[index])
-        ):
-            if place + rounded[index] <= start:
-                break
-            place = max(place, stop)
-        places[index] = place
+    places = lowest_offsets(requests, rounded, sorted(sizes, key=lambda i: -sizes[i]))
     return places, max(places[index] + rounded[index] for index in places)
 
 
@@ -105,7 +94,7 @@ def _slots(requests: Sequence[Request], indices: Sequence[int]) -> list[list[int
     typical = {index: _value(requests[index].size, TYPICAL_DIMENSION) for index in indices}
     slots: list[list[int]] = []
     for index in sorted(indices, key=lambda i: -typical[i]):
-        free = [slot for slot in slots if not any(requests[index].meets(requests[other]) for other in slot)]
+        free = [slot for slot in slots if not any(requests[index].overlaps(requests[other]) for other in slot)]
         if free:
             min(free, key=lambda slot: typical[slot[0]]).append(index)
         else:

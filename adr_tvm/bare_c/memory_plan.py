@@ -14,12 +14,13 @@ from typing import Literal
 
 from adr_tvm.bare_c.graph import Graph
 from adr_tvm.bare_c.kernel_call import KernelCall
+from adr_tvm.lifetimes import Lifetime, lowest_offsets
 
 ALIGNMENT = 16
 
 
 @dataclass(frozen=True)
-class Buffer:
+class Buffer(Lifetime):
     """A piece of the arena.
 
     Attributes:
@@ -30,10 +31,6 @@ class Buffer:
     bytes: int
     first: int
     last: int
-
-    def overlaps(self, other: Buffer) -> bool:
-        """Whether both must hold their content at once."""
-        return self.first <= other.last and other.first <= self.last
 
 
 @dataclass(frozen=True)
@@ -142,18 +139,7 @@ def place(buffers: Sequence[Buffer]) -> list[int]:
         lambda i: (buffers[i].first, -buffers[i].bytes),
         lambda i: (buffers[i].first - buffers[i].last, -buffers[i].bytes),
     )
-    found = [_place_in_order(buffers, sorted(range(len(buffers)), key=order)) for order in orders]
+    sizes = {i: buffer.bytes for i, buffer in enumerate(buffers)}
+    placed = [lowest_offsets(buffers, sizes, sorted(sizes, key=order)) for order in orders]
+    found = [[offsets[i] for i in sizes] for offsets in placed]
     return min(found, key=lambda offsets: max((o + b.bytes for o, b in zip(offsets, buffers, strict=True)), default=0))
-
-
-def _place_in_order(buffers: Sequence[Buffer], order: Sequence[int]) -> list[int]:
-    offsets: dict[int, int] = {}
-    for i in order:
-        taken = sorted((offsets[j], offsets[j] + buffers[j].bytes) for j in offsets if buffers[j].overlaps(buffers[i]))
-        offset = 0
-        for start, end in taken:
-            if offset + buffers[i].bytes <= start:
-                break
-            offset = max(offset, end)
-        offsets[i] = offset
-    return [offsets[i] for i in range(len(buffers))]
