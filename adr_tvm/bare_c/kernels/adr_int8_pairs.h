@@ -21,6 +21,16 @@ static inline uint32_t adr_four(const int8_t *values) {
 #endif
 }
 
+/* Key of 4 * steps int8: equal data have equal keys. */
+static inline uint32_t adr_key_of_data(const int8_t *data, int32_t steps) {
+  uint32_t key = 0;
+  for (int32_t step = 0; step < steps; ++step) {
+    key = (key ^ adr_four(data + 4 * step)) * 0x9E3779B1u;
+    key ^= key >> 15;
+  }
+  return key;
+}
+
 /* Bytes 0 and 2 of a word, and bytes 1 and 3, as pairs of int16. */
 static inline uint32_t adr_even(uint32_t four) {
 #if defined(__ARM_FEATURE_SIMD32)

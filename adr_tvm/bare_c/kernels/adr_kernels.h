@@ -144,6 +144,20 @@ typedef struct {
   int32_t y_start, y_strides[ADR_MAX_RANK];
 } adr_copy;
 
+/* From the entries at `from` in x and `to` in y, of this index, to those of the next index of all axes but the last, as
+ * an odometer goes; 0 behind the last. */
+static inline int32_t adr_copy_next(const adr_copy *p, int32_t *index, int32_t *from, int32_t *to) {
+  for (int32_t axis = p->rank - 2; axis >= 0; --axis) {
+    *from += p->x_strides[axis];
+    *to += p->y_strides[axis];
+    if (++index[axis] < p->shape[axis]) return 1;
+    *from -= p->shape[axis] * p->x_strides[axis];
+    *to -= p->shape[axis] * p->y_strides[axis];
+    index[axis] = 0;
+  }
+  return 0;
+}
+
 typedef struct {
   adr_copy copy;
   int32_t size; /* of y */

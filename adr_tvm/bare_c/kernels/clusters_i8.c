@@ -15,15 +15,6 @@ typedef struct {
   uint16_t *slots;
 } adr_clusters;
 
-static uint32_t key_of_data(const int8_t *vector, int32_t steps) {
-  uint32_t key = 0;
-  for (int32_t step = 0; step < steps; ++step) {
-    key = (key ^ adr_four(vector + 4 * step)) * 0x9E3779B1u;
-    key ^= key >> 15;
-  }
-  return key;
-}
-
 /* The cluster with this key (and, with ``exact``, these data), made if there is none. */
 static int32_t find(const adr_int8_reuse *p, adr_clusters *found, uint32_t key, const int8_t *vector) {
   const uint32_t mask = (uint32_t)p->slots - 1;
@@ -105,7 +96,7 @@ static void add_to_cluster(adr_clusters *found, int32_t cluster, const int8_t *v
 static int find_batch(const adr_int8_reuse *p, const adr_batch *batch, uint32_t keys[4], int32_t limit,
                       adr_clusters *found, uint16_t *ids) {
   for (int32_t c = 0; c < batch->count; ++c) {
-    if (p->bits == 0) keys[c] = key_of_data(batch->vectors[c], found->padded / 4);
+    if (p->bits == 0) keys[c] = adr_key_of_data(batch->vectors[c], found->padded / 4);
     else if (batch->any[c] == 0) keys[c] = ADR_ZEROS;
     const int32_t cluster = find(p, found, keys[c], batch->vectors[c]);
     if (found->clusters > limit) return 0;

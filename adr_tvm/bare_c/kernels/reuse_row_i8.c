@@ -20,15 +20,6 @@ static void copy_row(const adr_window *window, const int8_t *x, int32_t position
   }
 }
 
-static uint32_t key_of_row(const int8_t *row, int32_t steps) {
-  uint32_t key = 0;
-  for (int32_t step = 0; step < steps; ++step) {
-    key = (key ^ adr_four(row + 4 * step)) * 0x9E3779B1u;
-    key ^= key >> 15;
-  }
-  return key;
-}
-
 /* Multiplies up to four columns, of the output positions ``at``. */
 static void multiply(const adr_int8_reuse *p, const uint32_t *columns, const int32_t *at, int32_t count,
                      const int32_t *weight, const int32_t *rescale, int8_t *y, int32_t *sums) {
@@ -56,7 +47,7 @@ void adr_reuse_row_i8(const adr_int8_reuse *p, const int8_t *x, const int32_t *w
     copy_row(window, x, position, row);
     first[position] = (uint16_t)position;
     if (clusters <= p->max_clusters) {
-      const uint32_t key = key_of_row(row, steps);
+      const uint32_t key = adr_key_of_data(row, steps);
       uint32_t slot = (key * 0x9E3779B1u >> 12) & mask;
       for (; slots[slot] != 0; slot = (slot + 1) & mask) {
         const int32_t seen = slots[slot] - 1;
