@@ -10,6 +10,7 @@ once. Nothing was measured on a board, and slow flash is not in it: it orders se
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 from adr_tvm.bare_c.reuse_calls import unsupported, vectors_of
 from adr_tvm.geometry import ConvGeometry
@@ -48,23 +49,38 @@ class BareCCost(CostModel):
     """See the module; ``seconds`` are those of ``INSTRUCTIONS``."""
 
     @classmethod
-    def of(cls, core: str) -> BareCCost:
+    def of(cls, core: str) -> Self:
         """The model of a core."""
         return cls(term_seconds(core), 1, f"estimated for bare C on a {core} at {1000 * GHZ[core]:.0f} MHz")
 
+    @staticmethod
+    def unsupported(geometry: ConvGeometry, setting: ReuseSetting) -> str:
+        """Why there is no such layer; empty if there is."""
+        return unsupported(geometry, setting)
+
+    @staticmethod
+    def dense_work(geometry: ConvGeometry) -> dict[str, float]:
+        """Units of each term of one image, dense."""
+        return dense_work(geometry)
+
+    @staticmethod
+    def reuse_work(geometry: ConvGeometry, setting: ReuseSetting, clusters: float) -> dict[str, float]:
+        """Units of each term of one image with reuse; clusters are those of all segments."""
+        return reuse_work(geometry, setting, clusters)
+
     def dense_seconds(self, geometry: ConvGeometry, images: int) -> float:
         """Time of the dense layer on some images."""
-        return images * self.predicted(dense_work(geometry))
+        return images * self.predicted(self.dense_work(geometry))
 
     def reuse_seconds(self, geometry: ConvGeometry, setting: ReuseSetting, r_c: float, images: int) -> float:
-        """Time of the layer with reuse, given its remaining ratio; infinite where bare C has no such layer."""
-        if unsupported(geometry, setting):
+        """Time of the layer with reuse, given its remaining ratio; infinite where there is no such layer."""
+        if self.unsupported(geometry, setting):
             return float("inf")
-        return images * self.predicted(reuse_work(geometry, setting, r_c * geometry.vectors(setting)))
+        return images * self.predicted(self.reuse_work(geometry, setting, r_c * geometry.vectors(setting)))
 
     def cluster_seconds(self, geometry: ConvGeometry, setting: ReuseSetting) -> float:
         """Time that one more cluster costs: its products."""
-        none, one = (self.predicted(reuse_work(geometry, setting, n)) for n in (0.0, 1.0))
+        none, one = (self.predicted(self.reuse_work(geometry, setting, n)) for n in (0.0, 1.0))
         return max(SHORTEST, one - none)
 
 

@@ -8,11 +8,11 @@ Cortex-M4, and a Cortex-M7 issues two instructions at once. Nothing was measured
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
-from adr_tvm.bare_c.cost import GHZ
+from adr_tvm.bare_c.cost import GHZ, BareCCost
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.int8.quantise import unsupported_reuse
-from adr_tvm.planner.cost import SHORTEST, CostModel
 from adr_tvm.settings import ReuseSetting
 
 CYCLES_PER_INSTRUCTION = {"cortex-m4": 1.4, "cortex-m7": 0.8}
@@ -30,30 +30,30 @@ INSTRUCTIONS = {
 
 
 @dataclass(frozen=True)
-class Int8Cost(CostModel):
+class Int8Cost(BareCCost):
     """See the module; ``seconds`` are those of ``INSTRUCTIONS``."""
 
     @classmethod
-    def of(cls, core: str) -> Int8Cost:
+    def of(cls, core: str) -> Self:
         """The model of a core."""
         one = CYCLES_PER_INSTRUCTION[core] / (GHZ[core] * 1e9)
         seconds = {term: count * one for term, count in INSTRUCTIONS.items()}
         return cls(seconds, 1, f"estimated for bare C in int8 on a {core} at {1000 * GHZ[core]:.0f} MHz")
 
-    def dense_seconds(self, geometry: ConvGeometry, images: int) -> float:
-        """Time of the dense layer on some images."""
-        return images * self.predicted(_dense_work(geometry))
+    @staticmethod
+    def unsupported(geometry: ConvGeometry, setting: ReuseSetting) -> str:
+        """See ``BareCCost``."""
+        return unsupported_reuse(geometry, setting)
 
-    def reuse_seconds(self, geometry: ConvGeometry, setting: ReuseSetting, r_c: float, images: int) -> float:
-        """Time of the layer with reuse, given its remaining ratio; infinite where int8 has no such layer."""
-        if unsupported_reuse(geometry, setting):
-            return float("inf")
-        return images * self.predicted(_reuse_work(geometry, setting, r_c * geometry.vectors(setting)))
+    @staticmethod
+    def dense_work(geometry: ConvGeometry) -> dict[str, float]:
+        """See ``BareCCost``."""
+        return _dense_work(geometry)
 
-    def cluster_seconds(self, geometry: ConvGeometry, setting: ReuseSetting) -> float:
-        """Time that one more cluster costs: its products."""
-        none, one = (self.predicted(_reuse_work(geometry, setting, n)) for n in (0.0, 1.0))
-        return max(SHORTEST, one - none)
+    @staticmethod
+    def reuse_work(geometry: ConvGeometry, setting: ReuseSetting, clusters: float) -> dict[str, float]:
+        """See ``BareCCost``."""
+        return _reuse_work(geometry, setting, clusters)
 
 
 def _dense_work(g: ConvGeometry) -> dict[str, float]:

@@ -99,7 +99,7 @@ class BoardClock:
         for name, kernel in kernels.items():
             machine = self.board.machine(kernel.build(self.target), f"{layer} ({name})")
             runs[name] = self._run(machine, "main", [x])
-        return self._in_turn(runs, REPEATS, MOST_REPEATS, REPEAT_SECONDS)
+        return take_turns(lambda name: runs[name](), list(runs), REPEATS, MOST_REPEATS, REPEAT_SECONDS)
 
     def _layers(
         self, arrays: Sequence[np.ndarray], chosen: Mapping[str, LayerKernel]
@@ -132,7 +132,7 @@ class BoardClock:
         machine = self.board.machine(build_plan(self.mod, plan, self.target), "the network")
         inputs = [self.board.tensor(array) for array in arrays]
         runs = {entry: self._run(machine, entry, inputs) for entry in entries}
-        return self._in_turn(runs, LEAST_ROUNDS, MOST_ROUNDS, ROUNDS_SECONDS)
+        return take_turns(lambda name: runs[name](), entries, LEAST_ROUNDS, MOST_ROUNDS, ROUNDS_SECONDS)
 
     def _run(self, machine: relax.VirtualMachine, entry: str, inputs: Sequence[Any]) -> Callable[[], float]:
         """What runs an entry there twice and returns the seconds of the second run."""
@@ -145,11 +145,6 @@ class BoardClock:
                 return float(timed(entry).results[0])
 
         return run
-
-    def _in_turn(
-        self, runs: Mapping[str, Callable[[], float]], least: int, most: int, enough: float
-    ) -> dict[str, list[float]]:
-        return take_turns(lambda name: runs[name](), list(runs), least, most, enough)
 
 
 def _plan(chosen: Mapping[str, LayerKernel]) -> ReusePlan:
