@@ -97,7 +97,6 @@ def compile_model(
     running = set_threads(None if entry.foreign else options.threads)  # here, even where the target is elsewhere
     threads = (options.threads or entry.cores or running) if entry.foreign else running
 
-    from adr_tvm.bare_c.bundle import check_operators, dense_plan
     from adr_tvm.build import code_objects_of
     from adr_tvm.deploy import bundle
     from adr_tvm.deploy.linux_bundle import find_parts
@@ -123,6 +122,8 @@ def compile_model(
         network = LoadedNetwork(model_path, options)
         samples, plan = network.open_calibration(calibration), network.given_plan()
         if entry.bare_metal:
+            from adr_tvm.bare_c.bundle import check_operators, dense_plan
+
             check_operators(network.mod, network.checked)
             if samples is None and plan is None and not options.lossless:
                 plan = dense_plan(network.mod, network.checked, network.rules, options)
