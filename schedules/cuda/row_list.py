@@ -23,6 +23,22 @@ def blocks_of(rows):
     return (rows + (BLOCK_ROWS - 1)) // BLOCK_ROWS
 
 
+@T.inline
+def _count_own(lead, last, own, block, rows, N, t):
+    """own [2] of a thread: representatives among its rows, and those of them that stand for others as well."""
+    own[0] = 0
+    own[1] = 0
+    for i in range(EACH):
+        row = T.meta_var(block * BLOCK_ROWS + t * EACH + i)
+        u = T.meta_var(row // N)
+        n = T.meta_var(row % N)
+        if row < rows:
+            if lead[u, n] == n:
+                own[0] = own[0] + 1
+                if last[u, n] > n:
+                    own[1] = own[1] + 1
+
+
 @functools.cache
 def count_rows() -> tirx.PrimFunc:
     """Representatives in each block of rows, and those of them that stand for others as well.
@@ -46,17 +62,8 @@ def count_rows() -> tirx.PrimFunc:
                 if t < 2:
                     total[t] = 0
                 T.tvm_storage_sync("shared")
-                own[0] = 0
-                own[1] = 0
-                for i in range(EACH):
-                    row = T.meta_var(T.cast(block, "int32") * BLOCK_ROWS + t * EACH + i)
-                    u = T.meta_var(row // T.cast(N, "int32"))
-                    n = T.meta_var(row % T.cast(N, "int32"))
-                    if row < T.cast(U * N, "int32"):
-                        if lead[u, n] == n:
-                            own[0] = own[0] + 1
-                            if last[u, n] > n:
-                                own[1] = own[1] + 1
+                bx = T.meta_var(T.cast(block, "int32"))
+                _count_own(lead, last, own, bx, T.cast(U * N, "int32"), T.cast(N, "int32"), t)
                 for j in T.unroll(2):
                     if own[j] > 0:
                         T.evaluate(T.call_extern("int32", "atomicAdd", T.address_of(total[j]), own[j]))
@@ -110,17 +117,7 @@ def list_rows(setting: ReuseSetting) -> tirx.PrimFunc:
                 for j in T.unroll(2):
                     if own[j] > 0:
                         T.evaluate(T.call_extern("int32", "atomicAdd", T.address_of(before[j]), own[j]))
-                own[0] = 0
-                own[1] = 0
-                for i in range(EACH):
-                    row = T.meta_var(bx * BLOCK_ROWS + t * EACH + i)
-                    if row < T.cast(U * N, "int32"):
-                        u = T.meta_var(row // T.cast(N, "int32"))
-                        n = T.meta_var(row % T.cast(N, "int32"))
-                        if lead[u, n] == n:
-                            own[0] = own[0] + 1
-                            if last[u, n] > n:
-                                own[1] = own[1] + 1
+                _count_own(lead, last, own, bx, T.cast(U * N, "int32"), T.cast(N, "int32"), t)
                 sums[t] = own[0]
                 sums[THREADS + t] = own[1]
                 T.tvm_storage_sync("shared")
