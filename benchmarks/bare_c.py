@@ -24,8 +24,11 @@ from adr_tvm.options import CompileOptions
 from adr_tvm.plan import ReusePlan
 
 CORES = ("cortex-m4", "cortex-m7")
-NANOSECONDS_PER_TICK = 40  # the board's timer runs at 25 MHz
-QEMU = "qemu-system-arm -display none -monitor none -serial null -semihosting-config enable=on,target=native"
+INSTRUCTIONS_PER_TICK = 40  # the board's timer runs at 25 MHz of the emulator's clock
+QEMU = (
+    "qemu-system-arm -display none -monitor none -serial null -semihosting-config enable=on,target=native "
+    "-icount shift=0"
+)
 HEADINGS = "| network | core | reuse layers | RAM KiB | flash KiB | 10^6 instructions | clusters | error |"
 
 
@@ -33,12 +36,12 @@ def run_on_board(folder: Path, samples: np.ndarray, core: str) -> tuple[list[int
     """(instructions of each sample, all outputs, all counts) of what ``write_c`` wrote."""
     example = folder / "example"
     np.ascontiguousarray(samples, np.float32).tofile(example / "input.bin")
-    command = ["make", "-s", f"run-{core}", f"QEMU={QEMU} -icount shift=0"]
+    command = ["make", "-s", f"run-{core}", f"QEMU={QEMU}"]
     done = subprocess.run(command, cwd=example, check=True, capture_output=True, text=True)
     ticks = [int(each) for each in re.findall(r": (\d+) ticks", done.stdout + done.stderr)]
     counts = example / "counts.bin"
     counted = np.fromfile(counts, np.int32) if counts.exists() else np.zeros(0, np.int32)
-    return [each * NANOSECONDS_PER_TICK for each in ticks], np.fromfile(example / "output.bin", np.float32), counted
+    return [each * INSTRUCTIONS_PER_TICK for each in ticks], np.fromfile(example / "output.bin", np.float32), counted
 
 
 def rows(model: Path, plan: Path | None, samples: np.ndarray | None) -> list[str]:

@@ -23,11 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from adr_tvm.bare_c.footprint import compiler_flags
+from benchmarks.bare_c import INSTRUCTIONS_PER_TICK, QEMU
 
-INSTRUCTIONS_PER_TICK = 40
 BOARDS = {"cortex-m4": ("mps2-an386", "0x21000000"), "cortex-m7": ("mps2-an500", "0x60000000")}
-QEMU = ["-display", "none", "-monitor", "none", "-serial", "null", "-icount", "shift=0"]
-QEMU += ["-semihosting-config", "enable=on,target=native"]
 PHASES = {
     "cluster": ("adr_cluster_i8",),
     "multiply": ("adr_products_i8", "adr_small_products_i8"),
@@ -119,7 +117,7 @@ def _run(folder: Path, sample: np.ndarray, core: str, functions: list[str]) -> d
         command += ["-nostartfiles", "--specs=nosys.specs", "-Wl,--gc-sections", f"-Wl,--defsym=slow_memory={slow}"]
         command += ["-T", str(example / "mps2.ld"), "-lm", "-o", str(work / "count.elf")]
         subprocess.run(command, check=True)
-        ran = ["qemu-system-arm", *QEMU, "-machine", machine, "-kernel", "count.elf"]
+        ran = [*QEMU.split(), "-machine", machine, "-kernel", "count.elf"]
         done = subprocess.run(ran, cwd=work, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"the emulated program failed: {done.stdout}{done.stderr}")
