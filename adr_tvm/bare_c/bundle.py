@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import tvm
 
 import adr_tvm
-from adr_tvm.bare_c.emit import EXAMPLE, CNetwork, write_c
+from adr_tvm.bare_c.emit import CNetwork, write_c
+from adr_tvm.bare_c.files import C_MANIFEST
 from adr_tvm.bare_c.footprint import Footprint, flash_excess, measure, ram_excess
 from adr_tvm.bare_c.from_relax import graph_of
 from adr_tvm.data.calibration import CalibrationSet
@@ -27,15 +27,7 @@ from adr_tvm.passes.mark_candidates import CandidateRules, find_candidates
 from adr_tvm.plan import LayerPlan, ReusePlan
 from adr_tvm.progress import progress
 
-C_MANIFEST = "model.json"
 NOT_SOUGHT = "no calibration data; equal rows are looked for with --lossless, since that takes memory"
-
-
-def c_files() -> set[str]:
-    """All files that such a folder may hold, beside those of every bundle."""
-    kernels = {path.name for path in resources.files("adr_tvm.bare_c").joinpath("kernels").iterdir()}
-    example = {f"example/{name}" for name in ("main.c", *EXAMPLE)}
-    return {C_MANIFEST, "model.h", "model.c", "weights.h", "weights.c", *kernels, *example}
 
 
 def dense_plan(mod: tvm.IRModule, checked: CheckedModel, rules: CandidateRules, options: CompileOptions) -> ReusePlan:

@@ -21,6 +21,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import adr_tvm
+from adr_tvm.bare_c.files import EXAMPLE
 from adr_tvm.bare_c.graph import Graph, Operator, Tensor
 from adr_tvm.bare_c.int8_calls import INT8_HEADER
 from adr_tvm.bare_c.kernel_call import KernelCall
@@ -30,7 +31,6 @@ from adr_tvm.jsonfile import write_bytes
 
 C_TYPES = {"float32": "float", "int32": "int32_t", "int8": "int8_t"}
 HEADER = "adr_kernels.h"
-EXAMPLE = ("board.h", "host.c", "mps2.c", "mps2.ld", "Makefile")
 NUMBERS_IN_LINE = 8
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import adr_tvm
+from adr_tvm.bare_c.files import C_MANIFEST, c_files
 from adr_tvm.data.tensor_spec import TensorSpec
 from adr_tvm.deploy.linux_bundle import LINUX_FILES, LINUX_LIBRARY, LinuxParts, write_linux_parts, write_runtime
 from adr_tvm.deploy.processor import vector_extensions
@@ -299,8 +300,6 @@ def _check_replaceable(goal: Path) -> None:
 
 def _foreign(folder: Path) -> list[str]:
     """Files and links in a folder that are no part of a bundle, by their path in it; so are folders without files."""
-    from adr_tvm.bare_c.bundle import c_files
-
     found, known = [], {*BUNDLE_FILES, *LINUX_FILES, *c_files()}
     for path, folders, files in os.walk(folder):
         names = files if files or folders or path == str(folder) else [""]
@@ -310,8 +309,6 @@ def _foreign(folder: Path) -> list[str]:
 
 
 def _is_bundle(folder: Path) -> bool:
-    from adr_tvm.bare_c.bundle import C_MANIFEST
-
     for name in (MANIFEST_FILE, C_MANIFEST):
         try:
             content = json.loads((folder / name).read_bytes())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from adr_tvm.build import build_plan
 from adr_tvm.data.calibration import CalibrationSet
@@ -52,10 +52,9 @@ def tune_plan(
     records = tune_network(rewritten, target, database, trials, images, *tuning_on(board))
     if all(record.schedule is None for record in records):
         return outcome
-    executable, clock = outcome.executable, cast(Clock, MeasuredClock(Timings()))
-    if board is None:
-        executable = build_plan(network.mod, plan, target)
-    else:
+    executable = build_plan(network.mod, plan, target) if board is None else outcome.executable
+    clock: Clock = MeasuredClock(Timings())
+    if board is not None:
         clock = BoardClock(board, network.mod, target, Timings())
     batch = None if samples is None else next(iter(samples))[0]
     times = clock.network(executable, network.checked, batch, plan, network.options.seed)
