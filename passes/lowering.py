@@ -18,7 +18,7 @@ from adr_tvm._tvm import cpu_target, static_shape, tensor_type
 from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.passes.carried_ids import CarriedIds
-from adr_tvm.passes.lowering_dense import lower_dense, packed_weights, prepared
+from adr_tvm.passes.lowering_dense import image_of, lower_dense, packed_weights, prepared
 from adr_tvm.passes.lowering_grouped import lower_grouped
 from adr_tvm.passes.lowering_lossless import lower_lossless
 from adr_tvm.passes.lowering_stream import take_over
@@ -65,15 +65,12 @@ class _Lowering:
 
     def lower(self) -> relax.Expr:
         g, out = self.geometry, ops.output_type(self.call)
-        x = self.call.args[0]
-        dense = self.call.op.name == ops.REUSE_DENSE
-        if dense:
-            x = self.bb.emit(relax.op.reshape(x, relax.ShapeExpr([x.ty.shape[0], g.H, 1, g.C])))
+        x = image_of(self.bb, self.call)
         image = tensor_type([x.ty.shape[0], g.OH, g.OW, g.M])
         setting = ops.setting_of(self.call)
         lower = self._rows if setting.granularity == "row" else self._vectors
         y, stats, *saved = lower(x, setting, image)
-        if dense:
+        if self.call.op.name == ops.REUSE_DENSE:
             y = self.bb.emit(relax.op.reshape(y, out.shape))
         return relax.Tuple([y, stats, *(saved if ops.is_training(self.call) else [])])
 

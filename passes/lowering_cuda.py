@@ -11,7 +11,7 @@ from tvm import relax, te, tirx
 
 from adr_tvm import ops
 from adr_tvm._tvm import static_shape, tensor_type
-from adr_tvm.passes.lowering_dense import prepared
+from adr_tvm.passes.lowering_dense import image_of, prepared
 from adr_tvm.schedules.cluster import capacity, units
 from adr_tvm.schedules.cuda.copy_rows import copy_rows
 from adr_tvm.schedules.cuda.grouped_conv2d import grouped_conv2d
@@ -45,7 +45,7 @@ def lower_call(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
 
 
 def _lower_dense(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    g, x, out = ops.geometry_of(call), _image(bb, call), ops.output_type(call)
+    g, x, out = ops.geometry_of(call), image_of(bb, call), ops.output_type(call)
     tile = gemm_tile(g.rows * (static_shape(x)[0] or TYPICAL_BATCH), g.M)
     residual = call.op.name == ops.CONV2D_ADD
     kernel = implicit_gemm(g, ops.activation_of(call), tile, residual)
@@ -53,14 +53,6 @@ def _lower_dense(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     args = [x, *packed_weights(bb, call, tile), *call.args[3:]]
     y = relax.call_tir(bb.add_func(kernel, "adr_conv2d"), args, image)
     return relax.op.reshape(bb.emit(y), out.shape) if call.op.name == ops.DENSE else y
-
-
-def _image(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """The data of a call as [B, H, W, C]."""
-    g, x = ops.geometry_of(call), call.args[0]
-    if call.op.name not in (ops.DENSE, ops.REUSE_DENSE):
-        return x
-    return bb.emit(relax.op.reshape(x, relax.ShapeExpr([x.ty.shape[0], g.H, 1, g.C])))
 
 
 def packed_weights(bb: relax.BlockBuilder, call: relax.Call, tile: ThreadTile) -> tuple[relax.Expr, relax.Expr]:
@@ -94,7 +86,7 @@ class _RowLowering:
     def lower(self) -> relax.Expr:
         """(y, stats)."""
         g, setting = self.geometry, self.setting
-        x = _image(self.bb, self.call)
+        x = image_of(self.bb, self.call)
         B, typical = x.ty.shape[0], static_shape(x)[0] or TYPICAL_BATCH
         U, G = units(setting, B)
         N, exact = G * g.rows, setting.hash == "exact"

@@ -30,9 +30,7 @@ def dense_kernel(
     bb: relax.BlockBuilder, call: relax.Call, target: Target, to: Destination
 ) -> tuple[Any, list[relax.Expr], relax.TensorType]:
     """The kernel of a call, its arguments, and the type of the tensor that it writes (to)."""
-    g, x = ops.geometry_of(call), call.args[0]
-    if call.op.name == ops.DENSE:
-        x = bb.emit(relax.op.reshape(x, relax.ShapeExpr([x.ty.shape[0], g.H, 1, g.C])))
+    g, x = ops.geometry_of(call), image_of(bb, call)
     image = tensor_type([x.ty.shape[0], g.OH, g.OW, g.M if to.channels is None else to.channels])
     if to == Destination() and is_narrow(isa_of(target), g):
         func, NR = narrow_conv2d(g, ops.activation_of(call), isa_of(target)), g.M
@@ -40,6 +38,14 @@ def dense_kernel(
         schedule = conv_schedule(target, g, static_shape(x)[0])
         func, NR = dense_conv2d(g, ops.activation_of(call), schedule, to), schedule.tile.NR
     return bb.add_func(func, "adr_conv2d"), [x, *packed_weights(bb, call, g, NR), *call.args[3:]], image
+
+
+def image_of(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """The data of a convolution, or of a dense layer as a convolution's, [B, H, W, C]."""
+    g, x = ops.geometry_of(call), call.args[0]
+    if call.op.name not in (ops.DENSE, ops.REUSE_DENSE):
+        return x
+    return bb.emit(relax.op.reshape(x, relax.ShapeExpr([x.ty.shape[0], g.H, 1, g.C])))
 
 
 def packed_weights(
