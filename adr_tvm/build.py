@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,16 @@ def compile_lowered(mod: tvm.IRModule, target: Target) -> Library:
     # hundreds of variables are left that nothing reads.
     context = {"config": {"tirx.disable_cse_tir": True}} if is_cuda(target) else {"disabled_pass": NEEDLESS}
     with target, tvm.transform.PassContext(**context):
-        return Library(tvm.compile(mod, target, relax_pipeline=tvm.transform.Sequential([])), mod)
+        library = Library(tvm.compile(mod, target, relax_pipeline=tvm.transform.Sequential([])), mod)
+    _trim_heap()
+    return library
+
+
+def _trim_heap() -> None:
+    """Give back to the system what compiling took: glibc keeps hundreds of MB of LLVM's for allocations to come."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def build_plan(mod: tvm.IRModule, plan: ReusePlan, target: Target, dump: Path | None = None) -> Library:

@@ -18,13 +18,15 @@ import tvm
 
 from adr_tvm.cli.common import Parser, add_verbosity, run_cli
 from adr_tvm.errors import DataError, UsageError
+from adr_tvm.frontend.onnx_limits import Limits
+from adr_tvm.frontend.onnx_load import load_proto
 from adr_tvm.jsonfile import write_json
 from adr_tvm.options import CompileOptions
 from adr_tvm.plan import ReusePlan
 from adr_tvm.report.text_table import Heading, print_table, results_console
 from benchmarks.emulation.count import COMPILER, Emulator
 from benchmarks.emulation.phases import PHASES
-from benchmarks.networks import NAMES, network
+from benchmarks.networks import NAMES, input_names, network
 from benchmarks.no_data import NoData
 from benchmarks.validation.data_folder import DataFolder
 
@@ -173,11 +175,8 @@ def _run(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as work:
         path, arrays = _network(arguments, Path(work))
         plan = None if arguments.plan is None else ReusePlan.load(arguments.plan)
-        shapes = {}
-        if arguments.input:
-            from adr_tvm.frontend.onnx_model import check_model
-
-            shapes = {s.name: x.shape for s, x in zip(check_model(path, {}).inputs, arrays, strict=False)}
+        names = input_names(load_proto(path, Limits())[0].graph)
+        shapes = {name: x.shape for name, x in zip(names, arrays, strict=False)} if arguments.input else {}
         options = CompileOptions(target=arguments.target, input_shapes=shapes)
         if not options.entry.foreign:
             raise UsageError("--target is this machine; the emulator runs 64-bit Arm")

@@ -147,6 +147,10 @@ def of_shape(path: Path, shape: tuple[int, ...], work: Path) -> Path:
 
 def input_name(path: Path) -> str:
     """The first input of a model that is no weight."""
-    graph = onnx.load(path, load_external_data=False).graph
+    return input_names(onnx.load(path, load_external_data=False).graph)[0]
+
+
+def input_names(graph: onnx.GraphProto) -> list[str]:
+    """The inputs of a model that are no weights."""
     weights = {tensor.name for tensor in graph.initializer}
-    return next(value.name for value in graph.input if value.name not in weights)
+    return [value.name for value in graph.input if value.name not in weights]

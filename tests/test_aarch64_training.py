@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 import pytest
@@ -80,8 +82,8 @@ def compiled_step(path, target, stage, optimizer):
     network = TrainingNetwork(path, target)
     variables = network.variables()
     updates = [
-        Update(variables[name].name, optimizer.kernel(int(value.size)), tuple(optimizer.slots))
-        for name, value in network.parameters.items()
+        Update(variables[name].name, optimizer.kernel(math.prod(shape)), tuple(optimizer.slots))
+        for name, shape in network.parameters.items()
     ]
     passes = pipeline.train(stage, 0.1, [v.name for v in variables.values()], updates)
     mod = pipeline.run(passes, network.with_batch(BATCH), target)
@@ -91,7 +93,8 @@ def compiled_step(path, target, stage, optimizer):
 def arguments(network, params):
     """A value for each parameter of ``step``."""
     rng = np.random.default_rng(0)
-    weights = dict(zip([v.name for v in network.variables().values()], network.parameters.values(), strict=True))
+    initial = network.initial_parameters()
+    weights = {var.name: initial[name] for name, var in network.variables().items()}
     values = []
     for var in params:
         shape, dtype = [int(d) for d in var.ty.shape], str(var.ty.dtype)

@@ -114,7 +114,7 @@ def test_what_the_importer_leaves_becomes_operators_with_gradients(network, drop
 def test_steps_are_those_of_torch(network):
     """Losses and running statistics; each differs by fp32 sums in another order, far below the tolerances."""
     optimizer = SGD(momentum=0.9)
-    state = TrainingState(network.parameters, optimizer.slots, network.statistics())
+    state = TrainingState(network.initial_parameters(), optimizer.slots, network.statistics())
     step = TrainingStep(network, {}, optimizer, BATCH)
     other = TorchNetwork(network.checked.proto).train()
     reference = torch.optim.SGD(other.parameters(), lr=0.05, momentum=0.9)
@@ -133,7 +133,7 @@ def test_steps_are_those_of_torch(network):
 
 def test_dropout_draws_anew_at_each_step_and_repeats_with_its_seed(dropping):
     def losses(seed):
-        state = TrainingState(dropping.parameters, (), dropping.statistics())
+        state = TrainingState(dropping.initial_parameters(), (), dropping.statistics())
         step = TrainingStep(dropping, {}, SGD(), BATCH, seed=seed)
         x, labels = next(batches(1))
         return [step.run(state, x, labels, 0.0).loss for _ in range(3)]
@@ -147,7 +147,7 @@ def test_dropout_draws_anew_at_each_step_and_repeats_with_its_seed(dropping):
 def test_evaluation_drops_nothing(network, dropping):
     x, _ = next(batches(1))
     logits = [
-        Evaluator(each, BATCH).logits(TrainingState(each.parameters, (), each.statistics()), x)
+        Evaluator(each, BATCH).logits(TrainingState(each.initial_parameters(), (), each.statistics()), x)
         for each in (network, dropping)
     ]
     np.testing.assert_allclose(*logits, rtol=1e-6, atol=1e-6)

@@ -37,7 +37,7 @@ def batches(count, seed=0):
 def test_losses_are_those_of_torch(network):
     """SGD with momentum: fp32 sums in two orders, below 1e-4 apart for 20 steps; then training enlarges that."""
     optimizer = SGD(momentum=0.9, weight_decay=5e-4)
-    state = TrainingState(network.parameters, optimizer.slots, {})
+    state = TrainingState(network.initial_parameters(), optimizer.slots, {})
     step = TrainingStep(network, {}, optimizer, BATCH)
     other = TorchNetwork(network.checked.proto)
     reference = torch.optim.SGD(other.parameters(), lr=RATE, momentum=0.9, weight_decay=5e-4)
@@ -55,7 +55,7 @@ def test_trained_weights_go_back_into_the_file(network):
     """After some steps the exported model computes in ONNX Runtime what the evaluator computes."""
     import onnxruntime
 
-    state = TrainingState(network.parameters, (), {})
+    state = TrainingState(network.initial_parameters(), (), {})
     step = TrainingStep(network, {}, SGD(), BATCH)
     for x, labels in batches(2):
         step.run(state, x, labels, RATE)
@@ -67,7 +67,7 @@ def test_trained_weights_go_back_into_the_file(network):
     evaluator = Evaluator(network, BATCH)
     found = evaluator.logits(state, x)
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
-    assert not np.allclose(found, evaluator.logits(TrainingState(network.parameters, (), {}), x), atol=1e-3)
+    assert not np.allclose(found, evaluator.logits(TrainingState(network.initial_parameters(), (), {}), x), atol=1e-3)
     loss, correct = evaluator.run(state, x[:5], labels[:5])
     logits = torch.from_numpy(expected[:5])
     target = torch.from_numpy(labels[:5]).long()

@@ -69,7 +69,7 @@ class CompiledEngine:
 
     def initial_state(self) -> TrainingState:
         """The state before the first step."""
-        return TrainingState(self.network.parameters, self.optimizer.slots, self.network.statistics())
+        return TrainingState(self.network.initial_parameters(), self.optimizer.slots, self.network.statistics())
 
     def compile(self, stage: Stage) -> TrainingStep:
         """A step for a stage, for as many bits as it names."""

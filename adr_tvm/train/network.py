@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +50,7 @@ class TrainingNetwork:
         checked: the validated model.
         target: what to compile for.
         mod: ``main(x, parameters...)``; the batch stays symbolic where the file leaves it free.
-        parameters: initial values float32 by initializer name, in canonical layout, in the order of ``main``.
+        parameters: shapes by initializer name, in canonical layout, in the order of ``main``; all are float32.
         layers: its convolutions and dense layers, in network order.
         normalisations: its batch norms, whose running statistics inference needs.
         classes: number of classes.
@@ -77,26 +77,38 @@ class TrainingNetwork:
         if len(output) != 2 or not isinstance(output[1], int):
             raise ModelError(f"{path}: its output is {list(output)}; logits [batch, classes] are expected")
         self.classes: int = output[1]
+        self.layers, self.normalisations = self._inspected()
+        # Weights may take most of the memory of a run, so no copy of them is held but that of the file.
+        self._origins = [None if each is None else each.initializer for each in trace(self.checked, target)]
+        if not any(self._origins):
+            raise ModelError(f"{path}: has no weights that can be trained")
         canonical = canonical_for_training(self.checked, target)
+        self.parameters: dict[str, tuple[int, ...]] = {
+            name: value.shape for name, value in self._named_weights(canonical)
+        }
+        self.mod: tvm.IRModule = LiftParameters(self._origins)(canonical)
+
+    def initial_parameters(self) -> dict[str, np.ndarray]:
+        """The values of the file, float32, by initializer name, in the order of ``parameters``."""
+        return dict(self._named_weights(canonical_for_training(self.checked, self.target)))
+
+    def _named_weights(self, canonical: tvm.IRModule) -> Iterator[tuple[str, np.ndarray]]:
+        for name, place in zip(self._origins, places(canonical["main"]), strict=True):
+            if name is not None:
+                yield name, place.value
+
+    def _inspected(self) -> tuple[list[TrainedLayer], list[NormalisationLayer]]:
+        """``layers`` and ``normalisations``; see ``__init__`` for errors."""
+        canonical = canonical_for_training(self.checked, self.target)
         if missing := missing_gradients(canonical):
             names = "; ".join(f"{name} ({reason})" for name, reason in missing)
-            raise ModelError(f"{path}: cannot be trained, these operators have no gradient: {names}")
-        func = canonical["main"]
-        self.normalisations: list[NormalisationLayer] = normalisation_layers(canonical)
-        self.layers = [
+            raise ModelError(f"{self.checked.path}: cannot be trained, these operators have no gradient: {names}")
+        layers = [
             TrainedLayer(each.layer, each.geometry, each.reason)
-            for each in find_candidates(func, "main", CandidateRules())
+            for each in find_candidates(canonical["main"], "main", CandidateRules())
             if each.geometry is not None or each.call.op.name == ops.GROUPED_CONV2D
         ]
-        origins: list[str | None] = [
-            None if origin is None else origin.initializer for origin in trace(self.checked, target)
-        ]
-        self.parameters: dict[str, np.ndarray] = {
-            name: place.value for name, place in zip(origins, places(func), strict=True) if name is not None
-        }
-        if not self.parameters:
-            raise ModelError(f"{path}: has no weights that can be trained")
-        self.mod: tvm.IRModule = LiftParameters(origins)(canonical)
+        return layers, normalisation_layers(canonical)
 
     @property
     def candidates(self) -> dict[str, ConvGeometry]:

@@ -8,6 +8,7 @@ step. Centroids that persist over batches lie in the state, in tables that the s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -83,8 +84,8 @@ class TrainingStep:
         }
         variables = network.variables()
         updates = [
-            Update(variables[name].name, optimizer.kernel(int(value.size)), tuple(optimizer.slots))
-            for name, value in network.parameters.items()
+            Update(variables[name].name, optimizer.kernel(math.prod(shape)), tuple(optimizer.slots))
+            for name, shape in network.parameters.items()
         ]
         passes = pipeline.train(self.stage, label_smoothing, [v.name for v in variables.values()], updates)
         mod = pipeline.run(passes, network.with_batch(batch), network.target)
