@@ -22,6 +22,7 @@ from adr_tvm.schedules.cuda.tensor_tile import TILES, tensor_tile
 from adr_tvm.schedules.cuda.unit_gather import UnitRows
 from adr_tvm.settings import ReuseSetting
 from adr_tvm.targets import TARGETS, with_architectures
+from benchmarks.sass import find_nvdisasm, products_of
 
 EXACT = ReuseSetting("row", L=1, H=1, hash="exact")
 RELU = Activation.relu()
@@ -156,6 +157,10 @@ def test_machine_code(name, architectures, channels):
     found = {(r.kernel.removesuffix("_kernel"), r.architecture) for r in used}
     assert found == {(key, each) for key in kernels for each in architectures.split(",")}
     assert all(r.spills == r.stack == 0 and r.shared <= 48 << 10 for r in used), used
+    if (nvdisasm := find_nvdisasm()) is not None and channels == 64:
+        for each in used:
+            products, instructions = products_of(each.code, each.kernel, nvdisasm)
+            assert products % 32 == 0 and products > 0.12 * instructions, (each, products, instructions)
 
 
 def test_a_dense_layer():
