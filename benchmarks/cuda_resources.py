@@ -1,6 +1,6 @@
 """What the CUDA kernels of some layers use: registers, spills and local memory of a thread, shared memory of a block.
 
-    python -m benchmarks.cuda_resources [--arch SM,...] [--layer NAME ...] [--dtype NAME] [--kernel WORD]
+    python -m benchmarks.cuda_resources [--arch SM,...] [--layer NAME ...] [--dtype NAME] [--kernel PATTERN]
 
 Needs no GPU: the numbers are the assembler's. Layers are compiled at batch 32, dense and with reuse of rows (8 bits,
 and `exact`). Kernels that several layers share are listed with each. With a disassembler (`benchmarks/sass.py`) the
@@ -10,6 +10,7 @@ last column tells how many instructions of the inner loop are products: `HMMA` o
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -92,9 +93,9 @@ def _products(used: Resources, nvdisasm: str | None) -> str:
 
 
 def rows_of(
-    layers: Sequence[str], entry: TargetEntry, precision: Precision | None = None, word: str = ""
+    layers: Sequence[str], entry: TargetEntry, precision: Precision | None = None, pattern: str = ""
 ) -> Iterator[list[str]]:
-    """Rows of the table; ``word``: only kernels with it in their name."""
+    """Rows of the table; ``pattern``: a regular expression that their kernels' names hold."""
     nvdisasm = find_nvdisasm()
     for layer in layers:
         for setting in SETTINGS:
@@ -102,7 +103,7 @@ def rows_of(
                 kind = "" if setting is None else f" ({setting.hash})"
                 kernel = used.kernel.removeprefix("adr_").removesuffix("_kernel") + kind
                 numbers = (used.registers, used.spills, used.stack, used.shared)
-                if word in kernel:
+                if re.search(pattern, kernel):
                     yield [layer, kernel, used.architecture, *map(str, numbers), _products(used, nvdisasm)]
 
 
@@ -123,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--arch", metavar="SM,...", help="architectures (default: all that --target cuda has)")
     parser.add_argument("--layer", metavar="NAME", action="append", help=f"one of {', '.join(LAYERS)} (default: all)")
     parser.add_argument("--dtype", metavar="NAME", default="fp32", help="fp32, tf32, bf16 or fp16 (default: fp32)")
-    parser.add_argument("--kernel", metavar="WORD", default="", help="only kernels with this in their name")
+    parser.add_argument("--kernel", metavar="PATTERN", default="", help="only kernels whose name this is found in")
     add_verbosity(parser)
     return run_cli(run, parser, argv)
 

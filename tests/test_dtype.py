@@ -9,9 +9,12 @@ import pytest
 import tvm
 from cuda_emulator import emulated_cuda
 from onnx_graphs import classifier, save
+from relax_modules import floats
+from test_passes_fuse_residual import network
+from test_passes_lower_precision import branches
 from tvm import relax
 
-from adr_tvm._tvm import cpu_target
+from adr_tvm._tvm import cpu_target, cuda_target
 from adr_tvm.build import build_module, build_plan
 from adr_tvm.cli.compile import main
 from adr_tvm.cuda import code_objects
@@ -72,18 +75,18 @@ def test_predicted_times():
 @pytest.mark.parametrize("name", ["fp16", "tf32"])
 def test_a_network_emulated(name, tmp_path):
     """With its kernels for CUDA and with rounding on this processor; a lossless layer leaves the bits as they are."""
-    network = LoadedNetwork(save(classifier(), tmp_path), CompileOptions(target="a100", dtype=name))
+    loaded = LoadedNetwork(save(classifier(), tmp_path), CompileOptions(target="a100", dtype=name))
     images = np.random.default_rng(0).standard_normal((3, 3, 12, 12)).astype(np.float32)
     images[1] = 1
     reuse = LayerPlan("conv1", "reuse", ReuseSetting("row", L=1, H=1, hash="exact"), "a test")
-    dense = [LayerPlan(c.layer, "dense", None, "a test") for c in network.layers if c.layer != "conv1"]
+    dense = [LayerPlan(c.layer, "dense", None, "a test") for c in loaded.layers if c.layer != "conv1"]
     layers = {plan.layer: plan for plan in (reuse, *dense)}
-    plan = ReusePlan(network.checked.sha256, "a100", 0, "agreement", None, layers)
-    precision = network.options.precision
-    here = build_module(EmulatePrecision(precision)(network.mod), cpu_target())
+    plan = ReusePlan(loaded.checked.sha256, "a100", 0, "agreement", None, layers)
+    precision = loaded.options.precision
+    here = build_module(EmulatePrecision(precision)(loaded.mod), cpu_target())
     expected = relax.VirtualMachine(here, tvm.cpu())["main"](tvm.runtime.tensor(images)).numpy()
     with emulated_cuda():
-        library = build_plan(network.mod, plan, network.target, precision=precision)
+        library = build_plan(loaded.mod, plan, loaded.target, precision=precision)
         machine = relax.VirtualMachine(library, tvm.cuda())
         x = tvm.runtime.tensor(images, tvm.cuda())
         found, alone = machine["main"](x).numpy(), machine["dense"](x).numpy()
@@ -93,6 +96,20 @@ def test_a_network_emulated(name, tmp_path):
     np.testing.assert_allclose(found, expected, atol=2 * step * np.abs(expected).max())
     assert found.tobytes() == alone.tobytes(), "lossless"
     assert counts.tolist() == [[36, 1], [4, 1], [36, 1]], "of a constant image: inside, right, bottom, corner"
+
+
+def test_data_that_are_moved_in_16_bits():
+    """Maxima and concatenations of bf16, a chain in fp32, a sum with both."""
+    mod, x = network(branches, 2), floats(2, 6, 5, 8)
+    here = build_module(EmulatePrecision(PRECISIONS["bf16"])(mod), cpu_target())
+    expected = relax.VirtualMachine(here, tvm.cpu())["main"](tvm.runtime.tensor(x)).numpy()
+    with emulated_cuda() as sources:
+        library = build_module(mod, cuda_target("sm_80"), precision=PRECISIONS["bf16"])
+        found = relax.VirtualMachine(library, tvm.cuda())["main"](tvm.runtime.tensor(x, tvm.cuda())).numpy()
+    # The processor has the sum and its rounding apart.
+    np.testing.assert_allclose(found, expected, atol=2.0**-7 * np.abs(expected).max())
+    (pool,) = re.findall(r"max_pool2d_kernel\(([^)]*)\) \{", sources[0])
+    assert pool.count("nv_bfloat16*") == 2, "no cast around the maximum"
 
 
 @pytest.mark.skipif(not code_objects.has_compiler(), reason="no NVRTC and no nvcc")

@@ -186,12 +186,13 @@ def _block(
         clear(kept_b, column_count * WORDS)
         slot[0] = 0
         slot[1] = stages - 1
-        for s in T.unroll(stages - 1):
+        # Loops that NVRTC would unroll, and then run out of registers for all that it would fetch at once.
+        for s in T.serial(stages - 1, annotations={"disable_unroll": True}):
             if s < steps:
                 fetch(A, Bt, X, packed, centroids, window, tap, kept, values, kept_b, s, s, by, t)
                 put(A, Bt, kept, values, kept_b, s, t)
             T.evaluate(commit_copies())
-        for step in range(steps):
+        for step in T.serial(steps, annotations={"disable_unroll": True}):
             T.evaluate(wait_copies(stages - 2))
             T.tvm_storage_sync("shared")
             ahead = T.meta_var(step + (stages - 1))
