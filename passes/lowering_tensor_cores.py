@@ -13,6 +13,7 @@ from adr_tvm.passes.lowering_dense import prepared
 from adr_tvm.precision import Precision
 from adr_tvm.schedules.cuda.tensor_gemm import packed_channel, padded_k, padded_m, tensor_gemm, tensor_gemm_of_rows
 from adr_tvm.schedules.cuda.tensor_tile import TensorTile, tensor_tile
+from adr_tvm.schedules.cuda.unit_gather import whole_units
 from adr_tvm.schedules.packing import te_lengthen
 
 Weights = tuple[relax.Expr, relax.Expr]
@@ -23,14 +24,14 @@ def dense_on_tensor_cores(
 ) -> tuple[tirx.PrimFunc, Weights]:
     """Kernel and packed weights of a dense call for a product of some rows."""
     g, precision = ops.geometry_of(call), _precision(call)
-    tile = tensor_tile(rows, g.M)
+    tile = _tile(call, rows)
     return tensor_gemm(g, ops.activation_of(call), tile, precision, residual), _packed(bb, call, tile)
 
 
 def rows_on_tensor_cores(bb: relax.BlockBuilder, call: relax.Call, rows: int) -> tuple[tirx.PrimFunc, Weights]:
     """The same for a list out of some rows, of a call that reuses."""
     g, precision = ops.geometry_of(call), _precision(call)
-    tile = tensor_tile(rows, g.M)
+    tile = _tile(call, rows)
     kernel = tensor_gemm_of_rows(g, ops.activation_of(call), tile, precision, ops.setting_of(call))
     return kernel, _packed(bb, call, tile)
 
@@ -39,6 +40,11 @@ def _precision(call: relax.Call) -> Precision:
     precision = ops.precision_of(call)
     assert precision is not None
     return precision
+
+
+def _tile(call: relax.Call, rows: int) -> TensorTile:
+    g = ops.geometry_of(call)
+    return tensor_tile(rows, g.M, whole_units(g, _precision(call).storage))
 
 
 def _packed(bb: relax.BlockBuilder, call: relax.Call, tile: TensorTile) -> Weights:

@@ -18,7 +18,7 @@ from adr_tvm.geometry import ConvGeometry, dense_geometry
 from adr_tvm.precision import PRECISIONS
 from adr_tvm.reference import conv2d, reuse_conv2d, reuse_conv2d_given_ids, rounding_band, same_ids
 from adr_tvm.schedules.cuda.tensor_gemm import packed_channel, padded_k, padded_m, tensor_gemm, tensor_gemm_of_rows
-from adr_tvm.schedules.cuda.tensor_tile import TILES, tensor_tile
+from adr_tvm.schedules.cuda.tensor_tile import ENTRY_TILES, TILES, tensor_tile
 from adr_tvm.schedules.cuda.unit_gather import UnitRows
 from adr_tvm.settings import ReuseSetting
 from adr_tvm.targets import TARGETS, with_architectures
@@ -52,7 +52,7 @@ def test_rounding():
     [
         ("fp16", TILES[5], GEOMETRIES["3x3"]),
         ("fp16", TILES[0], GEOMETRIES["5x5_stride2"]),
-        ("bf16", TILES[4], GEOMETRIES["asymmetric"]),
+        ("bf16", ENTRY_TILES[2], GEOMETRIES["asymmetric"]),
         ("bf16", TILES[2], ConvGeometry(9, 8, 16, 3, 3, 40, padding=(2, 1, 2, 3), dilation=(2, 2))),
         ("tf32", TILES[1], GEOMETRIES["1x1_stride2"]),
     ],
@@ -131,10 +131,12 @@ def test_units_lie_in_different_banks():
 
 
 def test_tiles():
-    assert tensor_tile(32 * 56 * 56, 256) == TILES[0]
-    assert tensor_tile(1, 4096).BM == 16
-    assert tensor_tile(32 * 56 * 56, 32).BN == 32
-    assert all(tile.shared_bytes <= 48 << 10 and tile.threads <= 256 and tile.stages in (3, 4) for tile in TILES)
+    assert tensor_tile(32 * 56 * 56, 256, whole=True) == TILES[0]
+    assert tensor_tile(1, 4096, whole=True).BM == 16
+    assert tensor_tile(32 * 56 * 56, 32, whole=True).BN == 32
+    assert tensor_tile(32 * 112 * 112, 64, whole=False).threads == 256
+    for tile in {*TILES, *ENTRY_TILES}:
+        assert tile.shared_bytes <= 48 << 10 and tile.threads <= 256 and tile.stages in (3, 4)
 
 
 @pytest.mark.skipif(not code_objects.has_compiler(), reason="no NVRTC and no nvcc")

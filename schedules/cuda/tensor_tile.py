@@ -47,11 +47,18 @@ TILES = (
     TensorTile(32, 32, 16, 32, 8, 4),
     TensorTile(16, 32, 16, 32, 8, 4),
 )
+# Where units are gathered entry by entry they pass through registers, so that more threads share the rows.
+ENTRY_TILES = (TILES[0], TensorTile(128, 64, 32, 32, 4, 4), TensorTile(64, 32, 16, 32, 4, 4), *TILES[3:])
 
 
-def tensor_tile(rows: int, M: int) -> TensorTile:
-    """The tile for a product of ``rows`` rows and M output channels: the one of the shortest estimated time."""
-    return min(TILES, key=lambda tile: _cycles(tile, rows, M))
+def tensor_tile(rows: int, M: int, whole: bool) -> TensorTile:
+    """The tile for a product: the one of the shortest estimated time.
+
+    Args:
+        rows, M: rows and output channels.
+        whole: whether whole units of rows are copied.
+    """
+    return min(TILES if whole else ENTRY_TILES, key=lambda tile: _cycles(tile, rows, M))
 
 
 def _cycles(tile: TensorTile, rows: int, M: int) -> float:

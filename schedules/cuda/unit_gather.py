@@ -17,6 +17,16 @@ from adr_tvm.schedules.cuda.warp_matrix import begin_copy, end_copy, store_unit
 WORDS = UNIT // 4
 
 
+def entries_of_unit(dtype: str) -> int:
+    """Entries in a unit."""
+    return UNIT // (4 if dtype == "float32" else 2)
+
+
+def whole_units(geometry: ConvGeometry, dtype: str) -> bool:
+    """Whether every unit of an im2col row is of one pixel, and can be copied as it is."""
+    return geometry.C % entries_of_unit(dtype) == 0
+
+
 class UnitRows:
     """The share of one thread in a tile of ``rows`` rows of UK units; it copies the same unit of ``count`` rows.
 
@@ -62,8 +72,7 @@ class UnitGather(UnitRows):
     def __init__(self, geometry: ConvGeometry, rows: int, UK: int, threads: int, dtype: str):
         super().__init__(rows, UK, threads)
         self.geometry, self.dtype = geometry, dtype
-        self.E = UNIT // (4 if dtype == "float32" else 2)
-        self.whole = geometry.C % self.E == 0
+        self.E, self.whole = entries_of_unit(dtype), whole_units(geometry, dtype)
 
     def find(self):
         """``find_window`` of the geometry."""
@@ -104,7 +113,7 @@ class UnitGather(UnitRows):
             tap[2] = tap[3] % C
 
         @T.inline
-        def whole_units(tile, X, centroids, window, tap, kept, values, step, base, t):
+        def units_as_they_are(tile, X, centroids, window, tap, kept, values, step, base, t):
             find_tap(tap, (step * UK + unit(t)) * E)
             for i in T.unroll(count):
                 if represented:
@@ -134,7 +143,7 @@ class UnitGather(UnitRows):
                     else:
                         read(X, of_window(window, tap, i), values, i * E + e)
 
-        return whole_units if self.whole else entries
+        return units_as_they_are if self.whole else entries
 
     def end(self):
         """Inline ``(tile, kept, values, base, t)``: what was asked for is, after the next wait, in the tile."""
