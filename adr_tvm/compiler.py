@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from adr_tvm.deploy.threads import set_threads
 from adr_tvm.errors import BoardError, GoalUnmetError, UsageError
-from adr_tvm.options import CompileOptions
+from adr_tvm.options import DEFAULT_C_TARGET, CompileOptions
 from adr_tvm.progress import get_log, progress
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CompileOptions", "CompileResult", "compile_model", "default_output"]
 
+DEFAULT_TARGET_NOTE = (
+    f"--emit c without --target: sizes and times are those of a {DEFAULT_C_TARGET}, the C compiles for any machine."
+)
 CALIBRATION_HINT = (
     "no calibration data, so only lossless reuse is considered; with --calib layers may also reuse "
     "approximately, within the accuracy budget"
@@ -173,6 +176,8 @@ def _write_bare_c(
     from adr_tvm.bare_c.bundle import c_network, excess, int8_network, write_c_bundle
 
     made, notes = c_network(network.mod, network.checked, outcome.plan), list(outcome.result.notes)
+    if network.options.target is None and network.options.target_json is None:
+        notes.append(DEFAULT_TARGET_NOTE)
     if network.options.dtype == "int8":
         assert samples is not None
         made, note = int8_network(made, samples)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 EMITTED = ("library", "bundle", "c")
 DTYPES = ("float32", "int8")
+DEFAULT_C_TARGET = "cortex-m4"
 METRIC_NAMES = ("auto", "top1", "agreement", "psnr", "nmse")
 
 
@@ -31,7 +32,7 @@ class CompileOptions:
     """What to compile for, how accurate it must stay and what may be tried.
 
     Attributes:
-        target: one of ``adr_tvm.targets``.
+        target: one of ``adr_tvm.targets``; None: this machine's ``cpu``, for ``c`` ``DEFAULT_C_TARGET``.
         target_json: file that describes another target in TVM's words; in place of ``target``.
         arch: architectures that a CUDA target gets machine code for, such as ``sm_80,sm_90``; None: the target's own.
         input_shapes: shapes to fix, by input name; a name as first dimension leaves the batch symbolic.
@@ -71,7 +72,7 @@ class CompileOptions:
         UsageError: a value out of range, or options that contradict each other.
     """
 
-    target: str = "cpu"
+    target: str | None = None
     target_json: str | Path | None = None
     arch: str | None = None
     input_shapes: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
@@ -117,7 +118,8 @@ class CompileOptions:
     @cached_property
     def entry(self) -> TargetEntry:
         """What to compile for."""
-        found = find_target(self.target) if self.target_json is None else read_target(self.target_json)
+        named = self.target or (DEFAULT_C_TARGET if self.emit == "c" else "cpu")
+        found = find_target(named) if self.target_json is None else read_target(self.target_json)
         return found if self.arch is None else with_architectures(found, self.arch)
 
     @cached_property
@@ -138,7 +140,7 @@ class CompileOptions:
         return {flag: value for flag, value in named.items() if value is not None}
 
     def _check_target(self) -> None:
-        if self.target_json is not None and self.target != "cpu":
+        if self.target_json is not None and self.target is not None:
             raise UsageError("--target and --target-json both say what to compile for: give one")
         if self.rpc is None and self.key is not None:
             raise UsageError("--key names a board of --rpc HOST:PORT, which is missing")

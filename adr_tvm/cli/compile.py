@@ -14,7 +14,7 @@ from adr_tvm import __version__
 from adr_tvm.cli.common import Parser, add_verbosity, run_cli
 from adr_tvm.cli.list_targets import ListTargets
 from adr_tvm.errors import GoalUnmetError, UsageError
-from adr_tvm.options import DTYPES, EMITTED, METRIC_NAMES, CompileOptions
+from adr_tvm.options import DEFAULT_C_TARGET, DTYPES, EMITTED, METRIC_NAMES, CompileOptions
 from adr_tvm.settings import GRANULARITIES, HASH_FAMILIES, MAX_BITS, SCOPES
 from adr_tvm.targets import TARGETS
 
@@ -115,7 +115,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--target", metavar="NAME", help=f"what to compile for: {', '.join(TARGETS)} (default: cpu, this machine)"
+        "--target",
+        metavar="NAME",
+        help=f"what to compile for: {', '.join(TARGETS)} (default: cpu, this machine; "
+        f"for --emit c: {DEFAULT_C_TARGET})",
     )
     group.add_argument(
         "--target-json",
