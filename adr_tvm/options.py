@@ -58,7 +58,7 @@ class CompileOptions:
         batch_size: samples in a calibration batch; None: the model's own, 32 where it is free.
         min_speedup: goal for dense time / reuse time of the network.
         emit: ``library``: the folder that ``adr_tvm.load`` takes; ``bundle``: also what C and C++ need to run it;
-            ``c``: self-contained C99 for a microcontroller.
+            ``c``: self-contained C99, for a microcontroller or a 64-bit Arm core.
         dtype: of activations and weights in ``c``: ``float32``, or ``int8``, quantised with the calibration data.
         max_ram, max_flash: goals in bytes for ``c``: arena, inputs and outputs; constants and code.
         runtime_dir: folder with TVM's runtime for the target, or its wheels; None: this machine's, where it fits.
@@ -146,16 +146,16 @@ class CompileOptions:
             raise UsageError("--key names a board of --rpc HOST:PORT, which is missing")
         if self.board is not None and not self.entry.foreign:
             raise UsageError("--rpc needs the board's --target, or its --target-json; cpu is this machine")
-        if self.entry.bare_metal != (self.emit == "c"):
-            if self.emit == "c":
-                names = " or ".join(name for name, entry in TARGETS.items() if entry.bare_metal)
-                raise UsageError(f"--emit c is for microcontrollers: --target {names}; the C compiles for any machine")
+        if self.entry.bare_metal and self.emit != "c":
             raise UsageError(f"--target {self.entry.name} has no operating system to load a library: add --emit c")
-        if self.entry.bare_metal:
-            single = (("--threads", self.threads), ("--cost-model", self.cost_model))
+        if self.emit == "c":
+            if not self.entry.takes_bare_c:
+                names = ", ".join(name for name, entry in TARGETS.items() if entry.takes_bare_c)
+                raise UsageError(f"--emit c is for --target {names}; the C compiles for any machine")
+            single = (("--threads", self.threads), ("--cost-model", self.cost_model), ("--rpc", self.rpc))
             needless = [flag for flag, value in single if value is not None]
             if needless:
-                raise UsageError(f"{' and '.join(needless)} cannot go with --emit c, which runs on one core")
+                raise UsageError(f"{' and '.join(needless)} cannot go with --emit c: it runs on one core, unmeasured")
         if self.board is not None or not self.entry.foreign:
             return
         if self.entry.gpu is not None:

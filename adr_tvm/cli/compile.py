@@ -78,7 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--emit",
         metavar="|".join(EMITTED),
         help="library: for adr_tvm.load; bundle: also C and C++ API, TVM's runtime and an example for the target, a "
-        "folder that runs without Python; c: self-contained C99 for a microcontroller (default: library)",
+        "folder that runs without Python; c: self-contained C99 for microcontrollers and Arm boards (default: library)",
     )
     parser.add_argument(
         "--runtime-dir",

@@ -25,9 +25,7 @@ def core_seconds(core: Core) -> dict[str, float]:
     return {name: value * (vectors if name in VECTORISED else others) for name, value in TERMS.items()}
 
 
-def foreign_cost_model(
-    entry: TargetEntry, given: str | Path | None, threads: int, lanes: int, dtype: str = "float32"
-) -> CostModel:
+def foreign_cost_model(entry: TargetEntry, given: str | Path | None, threads: int, lanes: int) -> CostModel:
     """The model to predict a foreign target's times with.
 
     Args:
@@ -35,17 +33,11 @@ def foreign_cost_model(
         given: a file that ``adr-bench --fit-machine`` wrote there; None: an estimate.
         threads: that the kernels will run on.
         lanes: floats in a vector of the target.
-        dtype: that bare C computes in.
 
     Raises:
         UsageError: the file does not exist.
         DataError: it is damaged, or of another version of adr_tvm.
     """
-    if entry.bare_metal:
-        from adr_tvm.bare_c.cost import BareCCost
-        from adr_tvm.bare_c.int8_cost import Int8Cost
-
-        return (Int8Cost if dtype == "int8" else BareCCost).of(entry.mcpu)
     if given is None and entry.core is None:
         return CostModel(default_seconds(lanes), threads, f"defaults for vectors of {lanes} floats")
     if given is None:
