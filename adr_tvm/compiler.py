@@ -177,7 +177,8 @@ def _write_bare_c(
     """Write the C files; returns the outcome with what they take, and which limits of memory are missed."""
     from adr_tvm.bare_c.bundle import c_network, excess, int8_network, write_c_bundle
 
-    made, notes = c_network(network.mod, network.checked, outcome.plan), list(outcome.result.notes)
+    blob = network.options.weights == "blob"
+    made, notes = c_network(network.mod, network.checked, outcome.plan, blob), list(outcome.result.notes)
     if network.options.target is None and network.options.target_json is None:
         notes.append(DEFAULT_TARGET_NOTE)
     if network.options.dtype == "int8":

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 EMITTED = ("library", "bundle", "c")
 DTYPES = ("float32", "int8")
+WEIGHTS = ("arrays", "blob")
 DEFAULT_C_TARGET = "cortex-m4"
 METRIC_NAMES = ("auto", "top1", "agreement", "psnr", "nmse")
 
@@ -60,6 +61,7 @@ class CompileOptions:
         emit: ``library``: the folder that ``adr_tvm.load`` takes; ``bundle``: also what C and C++ need to run it;
             ``c``: self-contained C99, for a microcontroller or a 64-bit Arm core.
         dtype: of activations and weights in ``c``: ``float32``, or ``int8``, quantised with the calibration data.
+        weights: where constants of ``c`` are: ``arrays`` of its sources, or ``blob``: in a file, ``weights.bin``.
         max_ram, max_flash: goals in bytes for ``c``: arena, inputs and outputs; constants and code.
         runtime_dir: folder with TVM's runtime for the target, or its wheels; None: this machine's, where it fits.
         dump_ir: folder that takes the module after each pass.
@@ -100,6 +102,7 @@ class CompileOptions:
     min_speedup: float | None = None
     emit: str = "library"
     dtype: str = "float32"
+    weights: str = "arrays"
     max_ram: int | None = None
     max_flash: int | None = None
     runtime_dir: str | Path | None = None
@@ -210,12 +213,15 @@ class CompileOptions:
             ("--scope", self.scope, SCOPES),
             ("--emit", self.emit, EMITTED),
             ("--dtype", self.dtype, DTYPES),
+            ("--weights", self.weights, WEIGHTS),
         ):
             if value is not None and value not in allowed:
                 raise UsageError(f"{flag} is {value!r}, expected one of {', '.join(allowed)}")
         if self.emit != "c" and self.dtype != "float32":
             raise UsageError(f"--dtype {self.dtype} is for --emit c")
         if self.emit != "c":
+            if self.weights != "arrays":
+                raise UsageError(f"--weights {self.weights} is for --emit c")
             for flag, limit in (("--max-ram", self.max_ram), ("--max-flash", self.max_flash)):
                 if limit is not None:
                     raise UsageError(f"{flag} is for --emit c")

@@ -68,8 +68,8 @@ def measure(network: CNetwork, sources: Sequence[Path], entry: TargetEntry) -> F
     """
     graph = network.graph
     caller = sum(graph.tensors[name].bytes for name in (*graph.inputs, *graph.outputs))
-    code = _text_bytes(sources, entry) - network.weights_bytes
-    return Footprint(network.memory.arena_bytes, caller, network.weights_bytes, code)
+    text, constants = _text_bytes(sources, entry), network.weights_bytes
+    return Footprint(network.memory.arena_bytes, caller, constants, text - (0 if network.blob else constants))
 
 
 def _text_bytes(sources: Sequence[Path], entry: TargetEntry) -> int:

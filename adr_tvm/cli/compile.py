@@ -14,7 +14,7 @@ from adr_tvm import __version__
 from adr_tvm.cli.common import Parser, add_verbosity, run_cli
 from adr_tvm.cli.list_targets import ListTargets
 from adr_tvm.errors import GoalUnmetError, UsageError
-from adr_tvm.options import DEFAULT_C_TARGET, DTYPES, EMITTED, METRIC_NAMES, CompileOptions
+from adr_tvm.options import DEFAULT_C_TARGET, DTYPES, EMITTED, METRIC_NAMES, WEIGHTS, CompileOptions
 from adr_tvm.settings import GRANULARITIES, HASH_FAMILIES, MAX_BITS, SCOPES
 from adr_tvm.targets import TARGETS
 
@@ -89,6 +89,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--dtype",
         metavar="|".join(DTYPES),
         help="for --emit c: what it computes in; int8 is quantised with the data of --calib (default: float32)",
+    )
+    parser.add_argument(
+        "--weights",
+        metavar="|".join(WEIGHTS),
+        help="for --emit c: constants as arrays in the sources, or as one file, weights.bin, that a program loads or "
+        "links (default: arrays)",
     )
     for flag, what in (("--max-ram", "arena, inputs and outputs"), ("--max-flash", "constants and code")):
         parser.add_argument(
