@@ -14,8 +14,10 @@ from adr_tvm.frontend.importer import import_onnx
 from adr_tvm.frontend.onnx_model import CheckedModel
 from adr_tvm.library import Library
 from adr_tvm.passes import pipeline
+from adr_tvm.passes.lower_precision import check_weights
 from adr_tvm.passes.mark_candidates import CandidateRules
 from adr_tvm.plan import ReusePlan
+from adr_tvm.precision import Precision
 from adr_tvm.targets import TargetEntry
 
 # Shrinks buffers to what the loops around them touch. Kernels here allocate what they need; the pass changed none of
@@ -34,7 +36,13 @@ def canonical_module(
     return pipeline.run(pipeline.canonicalise(rules), import_onnx(checked), target, dump)
 
 
-def build_module(mod: tvm.IRModule, target: Target, dump: Path | None = None, merge: bool = True) -> Library:
+def build_module(
+    mod: tvm.IRModule,
+    target: Target,
+    dump: Path | None = None,
+    merge: bool = True,
+    precision: Precision | None = None,
+) -> Library:
     """Compile a canonical module (rewritten or not); every Relax function becomes an entry.
 
     Args:
@@ -42,8 +50,14 @@ def build_module(mod: tvm.IRModule, target: Target, dump: Path | None = None, me
         target: what to compile for.
         dump: folder that takes the module after each pass.
         merge: False: the virtual machine calls each kernel by itself, so that its instruments can time them.
+        precision: data type to run in; None: fp32.
+
+    Raises:
+        ModelError: a weight is beyond the data type.
     """
-    lowered = pipeline.run([*pipeline.lower(target), *pipeline.finish(merge)], mod, target, dump)
+    if precision is not None:
+        check_weights(mod, precision)
+    lowered = pipeline.run([*pipeline.lower(target, precision), *pipeline.finish(merge)], mod, target, dump)
     return compile_lowered(lowered, target)
 
 
@@ -56,13 +70,17 @@ def compile_lowered(mod: tvm.IRModule, target: Target) -> Library:
         return Library(tvm.compile(mod, target, relax_pipeline=tvm.transform.Sequential([])), mod)
 
 
-def build_plan(mod: tvm.IRModule, plan: ReusePlan, target: Target, dump: Path | None = None) -> Library:
+def build_plan(
+    mod: tvm.IRModule, plan: ReusePlan, target: Target, dump: Path | None = None, precision: Precision | None = None
+) -> Library:
     """Compile a canonical module under a plan, with the entries ``main``, ``dense`` and, if it reuses, ``main_counts``.
 
     Raises:
+        ModelError: a weight is beyond the data type.
         ValueError: planes of the plan do not fit a layer.
     """
-    return build_module(pipeline.run(pipeline.rewrite(plan), mod, target, dump), target, dump)
+    rewritten = pipeline.run(pipeline.rewrite(plan), mod, target, dump)
+    return build_module(rewritten, target, dump, precision=precision)
 
 
 def code_objects_of(entry: TargetEntry) -> AbstractContextManager[Any]:

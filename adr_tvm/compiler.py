@@ -166,7 +166,7 @@ def _library(network: LoadedNetwork, outcome: Outcome) -> Library:
     if not entry.foreign:
         return outcome.executable
     with progress(f"building the library for {entry.name}", None) as step, code_objects_of(entry):
-        library = build_plan(network.mod, outcome.plan, network.target)
+        library = build_plan(network.mod, outcome.plan, network.target, precision=network.options.precision)
         step.advance(1)
     return library
 
@@ -205,6 +205,8 @@ def _plan_layers(
     from adr_tvm._tvm import processor_target
     from adr_tvm.build import build_module, build_plan, code_objects_of
     from adr_tvm.frontend.dense_check import check_dense, some_inputs
+    from adr_tvm.passes import pipeline
+    from adr_tvm.passes.emulate_precision import EmulatePrecision
     from adr_tvm.passes.mark_candidates import find_candidates
     from adr_tvm.planner.board_clock import BoardClock
     from adr_tvm.planner.cost_file import find_cost_model, recorded
@@ -221,6 +223,15 @@ def _plan_layers(
     else:
         get_log().info("the dense network is within %.1e of ONNX Runtime's largest output", dense.error)
     notes = [dense.note] if dense.note else []
+    mod = network.mod
+    if options.precision is not None:
+        mod = pipeline.run([EmulatePrecision(options.precision)], mod, network.host)
+        rounded = check_dense(build_module(mod, network.host), checked, inputs)
+        note = f"accuracy was measured on this machine, in fp32 with data and weights rounded to {options.dtype}"
+        if rounded.error is not None:
+            note += f", which takes the dense network {rounded.error:.1e} of its largest output from ONNX Runtime's"
+        get_log().info("%s", note)
+        notes.append(note)
     if samples is None and plan is None:
         get_log().info("%s", CALIBRATION_HINT)
         notes.append(CALIBRATION_HINT)
@@ -230,7 +241,7 @@ def _plan_layers(
     clock: Clock | None = None
     if options.entry.foreign:
         if options.entry.gpu is not None:
-            cost = gpu_cost_model(options.entry)
+            cost = gpu_cost_model(options.entry, options.precision)
         else:
             cost = recorded(timings, threads) if options.cost_model is None else None
             cost = cost or _predicted_cost(options, threads, lanes)
@@ -242,19 +253,20 @@ def _plan_layers(
         cost = None if options.cost_model is not None else recorded(timings, threads)
         cost = cost or find_cost_model(options.cost_model, threads, lanes)
     if plan is None:
-        outcome = search(network.mod, checked, network.rules, *arguments, cost, clock)
+        outcome = search(mod, checked, network.rules, *arguments, cost, clock)
     else:
-        outcome = evaluate(network.mod, checked, network.rules, plan, *arguments, clock)
+        outcome = evaluate(mod, checked, network.rules, plan, *arguments, clock)
     if network.dump is not None:
         with code_objects_of(options.entry):
-            build_plan(network.mod, outcome.plan, network.target, network.dump)
+            build_plan(network.mod, outcome.plan, network.target, network.dump, options.precision)
     result = replace(
         outcome.result,
         target=options.entry.name,
         max_abs_error=dense.error,
         notes=[*outcome.result.notes, *notes],
     )
-    return replace(outcome, plan=plan or replace(outcome.plan, target=options.entry.name), result=result)
+    made = plan or replace(outcome.plan, target=options.entry.name)
+    return replace(outcome, plan=replace(made, dtype=options.dtype), result=result)
 
 
 def _predicted_cost(options: CompileOptions, threads: int, lanes: int) -> CostModel:

@@ -17,6 +17,7 @@ from adr_tvm.errors import ModelError, UsageError
 from adr_tvm.frontend.onnx_model import CheckedModel, check_model
 from adr_tvm.layers import Layer, list_layers
 from adr_tvm.options import CompileOptions
+from adr_tvm.passes.lower_precision import check_weights
 from adr_tvm.passes.mark_candidates import CandidateRules, find_candidates
 from adr_tvm.plan import ReusePlan
 from adr_tvm.progress import get_log
@@ -42,7 +43,7 @@ class LoadedNetwork:
         dump: folder for the module after each pass, or None.
 
     Raises:
-        ModelError: the model is bad or not supported.
+        ModelError: the model is bad or not supported, or a weight is beyond the data type.
         UsageError: the folder for dumps cannot be written.
     """
 
@@ -54,6 +55,8 @@ class LoadedNetwork:
         self.target: tvm.target.Target = options.entry.make(options.threads)
         self.host = cpu_target(threads=set_threads()) if options.entry.foreign else self.target
         self.mod: tvm.IRModule = canonical_module(self.checked, self.target, self.rules, self.dump)
+        if options.precision is not None:
+            check_weights(self.mod, options.precision)
         self.layers: list[Layer] = list_layers(self.mod, self.rules)
         for flag, patterns in (("--skip", options.skip), ("--only", options.only)):
             for pattern in patterns:
@@ -91,6 +94,8 @@ class LoadedNetwork:
         plan = given if isinstance(given, ReusePlan) else ReusePlan.load(given)
         for note in plan.check_model(self.checked.sha256):
             get_log().warning("%s", note)
+        if plan.dtype != self.options.dtype:
+            get_log().warning("the plan was made for --dtype %s, this is %s", plan.dtype, self.options.dtype)
         self._check_layers(plan, "the plan" if isinstance(given, ReusePlan) else str(given))
         return plan
 

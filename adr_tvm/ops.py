@@ -7,6 +7,9 @@
 - ``adr.reuse_conv2d(x, w, bias, planes, thresholds)`` and ``adr.reuse_dense(...)``: the same with reuse; they return
   ``(y, stats)``, stats int32 [units, 2] = clusters, 1 if the unit reused and 0 if it ran dense.
 
+Attribute ``precision``, if there is one, names the data type that products are made in (``adr_tvm/precision.py``); x,
+w, the residual and y are then of its storage type, all else is as below.
+
 Shapes: x float32 [B, H, W, C] (dense: [B, K] or [B, T, K]); w float32 [KH, KW, C, M] (dense: [K, M]); bias float32 [M];
 planes float32 [S, L, H], thresholds float32 [S, H] (``exact``: [1, 1, 1] and [1, 1], not read). A bit whose threshold
 is +inf is off, so one compiled operator serves any H up to its attribute. Semantics: ``docs/algorithm.md``.
@@ -31,6 +34,7 @@ from tvm import relax
 from adr_tvm._tvm import dict_attrs, static_shape, tensor_type
 from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry
+from adr_tvm.precision import PRECISIONS, Precision
 from adr_tvm.settings import INPUT_GRADIENTS, ReuseSetting
 from adr_tvm.stream_table import StreamTable, check_streaming
 
@@ -72,6 +76,12 @@ def setting_of(call: relax.Call) -> ReuseSetting:
         max_clusters=None if limit < 0 else limit,
         table=str(a["table"]),  # type: ignore[arg-type]
     )
+
+
+def precision_of(call: relax.Call) -> Precision | None:
+    """Data type that a call's products are made in; None: fp32."""
+    name = attributes(call).get("precision")
+    return None if name is None else PRECISIONS[str(name)]
 
 
 def geometry_of(call: relax.Call) -> ConvGeometry:
@@ -256,9 +266,10 @@ def output_type(call: relax.Call) -> relax.TensorType:
     """Type of the dense result of a call of ours."""
     x = call.args[0].ty
     geometry = geometry_of(call)
+    dtype = str(x.dtype)
     if call.op.name in (DENSE, REUSE_DENSE):
-        return tensor_type([*list(x.shape)[:-1], geometry.M])
-    return tensor_type([x.shape[0], geometry.OH, geometry.OW, geometry.M * groups_of(call)])
+        return tensor_type([*list(x.shape)[:-1], geometry.M], dtype)
+    return tensor_type([x.shape[0], geometry.OH, geometry.OW, geometry.M * groups_of(call)], dtype)
 
 
 def _reuse_type(call: relax.Call) -> relax.TupleType:

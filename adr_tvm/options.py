@@ -14,15 +14,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adr_tvm.errors import UsageError
+from adr_tvm.precision import PRECISIONS, Precision
 from adr_tvm.remote.address import Address, parse_address
 from adr_tvm.settings import GRANULARITIES, HASH_FAMILIES, MAX_BITS, SCOPES
-from adr_tvm.targets import TARGETS, TargetEntry, find_target, read_target, with_architectures
+from adr_tvm.targets import (
+    TARGETS,
+    TargetEntry,
+    find_target,
+    has_tensor_cores,
+    read_target,
+    with_architectures,
+)
 
 if TYPE_CHECKING:
     from adr_tvm.plan import ReusePlan
 
 EMITTED = ("library", "bundle", "c")
-DTYPES = ("float32", "int8")
+FLOAT32 = ("float32", "fp32")  # two names of the default
+DTYPES = (*FLOAT32, "int8", *PRECISIONS)
 WEIGHTS = ("arrays", "blob")
 DEFAULT_C_TARGET = "cortex-m4"
 METRIC_NAMES = ("auto", "top1", "agreement", "psnr", "nmse")
@@ -60,7 +69,8 @@ class CompileOptions:
         min_speedup: goal for dense time / reuse time of the network.
         emit: ``library``: the folder that ``adr_tvm.load`` takes; ``bundle``: also what C and C++ need to run it;
             ``c``: self-contained C99, for a microcontroller or a 64-bit Arm core.
-        dtype: of activations and weights in ``c``: ``float32``, or ``int8``, quantised with the calibration data.
+        dtype: of activations and weights: ``float32`` (or ``fp32``); for ``c`` ``int8``, quantised with the calibration
+            data; for CUDA targets ``tf32``, ``bf16`` or ``fp16``, on tensor cores.
         weights: where constants of ``c`` are: ``arrays`` of its sources, or ``blob``: in a file, ``weights.bin``.
         max_ram, max_flash: goals in bytes for ``c``: arena, inputs and outputs; constants and code.
         runtime_dir: folder with TVM's runtime for the target, or its wheels; None: this machine's, where it fits.
@@ -112,9 +122,12 @@ class CompileOptions:
     rpc_timeout: float = 60.0
 
     def __post_init__(self) -> None:
+        if self.dtype in FLOAT32:
+            object.__setattr__(self, "dtype", FLOAT32[0])
         self._check_target()
         self._check_numbers()
         self._check_words()
+        self._check_dtype()
         self._check_metric()
         self._check_search()
 
@@ -129,6 +142,11 @@ class CompileOptions:
     def board(self) -> Address | None:
         """Where times are measured; None: not on a board."""
         return None if self.rpc is None else parse_address(self.rpc, self.key)
+
+    @property
+    def precision(self) -> Precision | None:
+        """The data type that a GPU's tensor cores multiply; None: none of them, products are fp32 or integers."""
+        return PRECISIONS.get(self.dtype)
 
     @property
     def narrowed(self) -> dict[str, object]:
@@ -217,8 +235,6 @@ class CompileOptions:
         ):
             if value is not None and value not in allowed:
                 raise UsageError(f"{flag} is {value!r}, expected one of {', '.join(allowed)}")
-        if self.emit != "c" and self.dtype != "float32":
-            raise UsageError(f"--dtype {self.dtype} is for --emit c")
         if self.emit != "c":
             if self.weights != "arrays":
                 raise UsageError(f"--weights {self.weights} is for --emit c")
@@ -233,6 +249,21 @@ class CompileOptions:
                     re.compile(pattern)
                 except (re.error, RecursionError, OverflowError) as error:
                     raise UsageError(f"{flag} {pattern!r} is not a regular expression: {error}") from None
+
+    def _check_dtype(self) -> None:
+        if self.dtype == "int8" and self.emit != "c":
+            raise UsageError(f"--dtype {self.dtype} is for --emit c")
+        if self.precision is None:
+            return
+        gpu = self.entry.gpu
+        if gpu is None:
+            names = ", ".join(name for name, entry in TARGETS.items() if entry.gpu is not None)
+            raise UsageError(f"--dtype {self.dtype} is for CUDA targets ({names}), not for {self.entry.name}")
+        able = [name for name in gpu.architectures if has_tensor_cores(name, self.precision)]
+        lacking = [name for name in gpu.architectures if name not in able]
+        if lacking:
+            way = f"compile for later ones, --arch {','.join(able)}" if able else "use --dtype fp16"
+            raise UsageError(f"--dtype {self.dtype} is not known to the tensor cores of {', '.join(lacking)}: {way}")
 
     def _check_metric(self) -> None:
         if self.min_psnr is not None and self.metric not in ("auto", "psnr"):

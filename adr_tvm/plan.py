@@ -64,6 +64,7 @@ class ReusePlan:
         layers: by layer name, in network order.
         planes: by layer name, for the layers whose hash has planes (all but ``exact``).
         threads: that the times were taken with which decided; 0: not known.
+        dtype: that the network computes in, as in ``CompileOptions``.
         tvm_version, adr_version: of the programs that made the plan.
         version: of the file format.
     """
@@ -76,6 +77,7 @@ class ReusePlan:
     layers: dict[str, LayerPlan]
     planes: Mapping[str, HashPlanesLike] = field(default_factory=dict, compare=False)
     threads: int = 0
+    dtype: str = "float32"
     tvm_version: str = field(default_factory=lambda: installed_tvm_version())
     adr_version: str = adr_tvm.__version__
     version: int = FORMAT_VERSION
@@ -200,6 +202,7 @@ class _PlanFile:
     model_sha256: str
     target: str
     threads: int = 0
+    dtype: str = "float32"
     seed: int
     metric: str
     budget: float | None
@@ -220,6 +223,7 @@ class _PlanFile:
             model_sha256=plan.model_sha256,
             target=plan.target,
             threads=plan.threads,
+            dtype=plan.dtype,
             seed=plan.seed,
             metric=plan.metric,
             budget=plan.budget,
@@ -232,6 +236,7 @@ class _PlanFile:
             model_sha256=self.model_sha256,
             target=self.target,
             threads=self.threads,
+            dtype=self.dtype,
             seed=self.seed,
             metric=self.metric,
             budget=self.budget,

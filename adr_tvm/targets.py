@@ -20,6 +20,8 @@ from adr_tvm.errors import UsageError
 if TYPE_CHECKING:
     import tvm
 
+    from adr_tvm.precision import Precision
+
 AARCH64 = "aarch64-linux-gnu"
 X86_64 = "x86_64-linux-gnu"
 BARE_METAL = "arm-none-eabi"
@@ -54,12 +56,15 @@ class Gpu:
         ptx: virtual architecture whose PTX newer GPUs can compile; None: they cannot run it.
         teraflops: of fp32 without tensor cores.
         gigabytes: to and from memory in a second.
+        tf32, half: teraflops of tensor cores, without sparsity: of tf32; of fp16, and of bf16 where they know it.
     """
 
     architectures: tuple[str, ...]
     ptx: str | None
     teraflops: float
     gigabytes: float
+    tf32: float = 0.0
+    half: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,11 @@ def _cuda(name: str, description: str, gpu: Gpu, triple: str | None = None, mcpu
     return TargetEntry(name, description, make, triple, mcpu, None if triple is None else 1, gpu=gpu)
 
 
+def has_tensor_cores(architecture: str, precision: Precision) -> bool:
+    """Whether the tensor cores of an architecture, such as ``sm_80``, multiply a data type."""
+    return ARCHITECTURES.index(architecture) >= ARCHITECTURES.index(precision.architecture)
+
+
 def with_architectures(entry: TargetEntry, names: str) -> TargetEntry:
     """A CUDA target that gets machine code for other architectures than its own.
 
@@ -184,12 +194,14 @@ _ENTRIES = (
     _microcontroller("cortex-m4", "microcontrollers with Cortex-M4F, bare C"),
     _microcontroller("cortex-m7", "microcontrollers with Cortex-M7, bare C"),
     # Where the GPU is not known its times are predicted as those of an A100.
-    _cuda("cuda", "NVIDIA GPUs from Turing on", Gpu(ARCHITECTURES, NEWEST, 19.5, 1555)),
-    _cuda("jetson-orin", "GPU of a Jetson Orin", Gpu(("sm_87",), None, 5.3, 204.8), AARCH64, "cortex-a78ae"),
-    _cuda("t4", "NVIDIA T4", Gpu(("sm_75",), None, 8.1, 320)),
-    _cuda("a100", "NVIDIA A100", Gpu(("sm_80",), None, 19.5, 1555)),
-    _cuda("h100", "NVIDIA H100", Gpu(("sm_90",), None, 67, 3350)),
-    _cuda("h200", "NVIDIA H200", Gpu(("sm_90",), None, 67, 4800)),
+    _cuda("cuda", "NVIDIA GPUs from Turing on", Gpu(ARCHITECTURES, NEWEST, 19.5, 1555, 156, 312)),
+    _cuda(
+        "jetson-orin", "GPU of a Jetson Orin", Gpu(("sm_87",), None, 5.3, 204.8, 21.3, 42.5), AARCH64, "cortex-a78ae"
+    ),
+    _cuda("t4", "NVIDIA T4", Gpu(("sm_75",), None, 8.1, 320, 0, 65)),
+    _cuda("a100", "NVIDIA A100", Gpu(("sm_80",), None, 19.5, 1555, 156, 312)),
+    _cuda("h100", "NVIDIA H100", Gpu(("sm_90",), None, 67, 3350, 495, 989)),
+    _cuda("h200", "NVIDIA H200", Gpu(("sm_90",), None, 67, 4800, 495, 989)),
 )
 
 TARGETS = {entry.name: entry for entry in _ENTRIES}

@@ -1,9 +1,10 @@
 """What the CUDA kernels of some layers use: registers, spills and local memory of a thread, shared memory of a block.
 
-    python -m benchmarks.cuda_resources [--arch SM,...] [--layer NAME ...]
+    python -m benchmarks.cuda_resources [--arch SM,...] [--layer NAME ...] [--dtype NAME] [--kernel WORD]
 
 Needs no GPU: the numbers are the assembler's. Layers are compiled at batch 32, dense and with reuse of rows (8 bits,
-and `exact`). Kernels that several layers share are listed with each.
+and `exact`). Kernels that several layers share are listed with each. With a disassembler (`benchmarks/sass.py`) the
+last column tells how many instructions of the inner loop are products: `HMMA` of tensor cores, else `FFMA`.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ from adr_tvm.cli.common import Parser, add_verbosity, run_cli
 from adr_tvm.cuda.code_objects import Resources
 from adr_tvm.errors import UsageError
 from adr_tvm.geometry import ConvGeometry, dense_geometry
+from adr_tvm.options import CompileOptions
+from adr_tvm.precision import Precision
 from adr_tvm.report.text_table import Heading, print_table, results_console
 from adr_tvm.settings import ReuseSetting
-from adr_tvm.targets import TARGETS, TargetEntry, with_architectures
+from adr_tvm.targets import TargetEntry
+from benchmarks.sass import find_nvdisasm, products_of
 
 BATCH = 32
 LAYERS = {
@@ -48,10 +52,13 @@ _HEADINGS = (
     Heading("spills, bytes"),
     Heading("local, bytes"),
     Heading("shared, bytes"),
+    Heading("products in the loop"),
 )
 
 
-def resources_of(geometry: ConvGeometry, setting: ReuseSetting | None, entry: TargetEntry) -> list[Resources]:
+def resources_of(
+    geometry: ConvGeometry, setting: ReuseSetting | None, entry: TargetEntry, precision: Precision | None = None
+) -> list[Resources]:
     """What the kernels of a layer use on a target's architectures, in the order they are compiled in."""
     g = geometry
     x = relax.Var("x", tensor_type([BATCH, g.H, g.W, g.C]))
@@ -74,19 +81,29 @@ def resources_of(geometry: ConvGeometry, setting: ReuseSetting | None, entry: Ta
             out = builder.emit_output(call)
         builder.emit_func_output(out)
     with code_objects_of(entry) as used:
-        build_module(builder.get(), entry.make(None))
+        build_module(builder.get(), entry.make(None), precision=precision)
     return list(used)
 
 
-def rows_of(layers: Sequence[str], entry: TargetEntry) -> Iterator[list[str]]:
-    """Rows of the table."""
+def _products(used: Resources, nvdisasm: str | None) -> str:
+    """Products among the instructions of the inner loop, such as "32 of 123"."""
+    found = None if nvdisasm is None or not used.code else products_of(used.code, used.kernel, nvdisasm)
+    return "" if found is None else f"{found[0]} of {found[1]}"
+
+
+def rows_of(
+    layers: Sequence[str], entry: TargetEntry, precision: Precision | None = None, word: str = ""
+) -> Iterator[list[str]]:
+    """Rows of the table; ``word``: only kernels with it in their name."""
+    nvdisasm = find_nvdisasm()
     for layer in layers:
         for setting in SETTINGS:
-            for used in resources_of(LAYERS[layer], setting, entry):
+            for used in resources_of(LAYERS[layer], setting, entry, precision):
                 kind = "" if setting is None else f" ({setting.hash})"
                 kernel = used.kernel.removeprefix("adr_").removesuffix("_kernel") + kind
                 numbers = (used.registers, used.spills, used.stack, used.shared)
-                yield [layer, kernel, used.architecture, *map(str, numbers)]
+                if word in kernel:
+                    yield [layer, kernel, used.architecture, *map(str, numbers), _products(used, nvdisasm)]
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -94,8 +111,9 @@ def run(arguments: argparse.Namespace) -> None:
     unknown = [name for name in arguments.layer or () if name not in LAYERS]
     if unknown:
         raise UsageError(f"--layer {unknown[0]!r} is not known; there is {', '.join(LAYERS)}")
-    entry = TARGETS["cuda"] if arguments.arch is None else with_architectures(TARGETS["cuda"], arguments.arch)
-    rows = list(rows_of(arguments.layer or list(LAYERS), entry))
+    options = CompileOptions(target="cuda", arch=arguments.arch, dtype=arguments.dtype)
+    layers = arguments.layer or list(LAYERS)
+    rows = list(rows_of(layers, options.entry, options.precision, arguments.kernel))
     print_table(results_console(), _HEADINGS, rows, [None] * len(rows))
 
 
@@ -104,6 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m benchmarks.cuda_resources", description=__doc__.partition("\n")[0])
     parser.add_argument("--arch", metavar="SM,...", help="architectures (default: all that --target cuda has)")
     parser.add_argument("--layer", metavar="NAME", action="append", help=f"one of {', '.join(LAYERS)} (default: all)")
+    parser.add_argument("--dtype", metavar="NAME", default="fp32", help="fp32, tf32, bf16 or fp16 (default: fp32)")
+    parser.add_argument("--kernel", metavar="WORD", default="", help="only kernels with this in their name")
     add_verbosity(parser)
     return run_cli(run, parser, argv)
 

@@ -12,6 +12,7 @@ from tvm import relax, te, tirx
 from adr_tvm import ops
 from adr_tvm._tvm import static_shape, tensor_type
 from adr_tvm.passes.lowering_dense import image_of, prepared
+from adr_tvm.passes.lowering_tensor_cores import dense_on_tensor_cores, rows_on_tensor_cores
 from adr_tvm.schedules.cluster import capacity, units
 from adr_tvm.schedules.cuda.copy_rows import copy_rows
 from adr_tvm.schedules.cuda.grouped_conv2d import grouped_conv2d
@@ -37,7 +38,8 @@ def lower_call(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
         ValueError: reuse of another granularity than ``row``, or in training.
     """
     if call.op.name == ops.GROUPED_CONV2D:
-        kernel = grouped_conv2d(ops.geometry_of(call), ops.groups_of(call), ops.activation_of(call))
+        dtype = str(ops.output_type(call).dtype)
+        kernel = grouped_conv2d(ops.geometry_of(call), ops.groups_of(call), ops.activation_of(call), dtype)
         return relax.call_tir(bb.add_func(kernel, "adr_grouped_conv2d"), list(call.args), ops.output_type(call))
     if call.op.name in ops.REUSE_OPS:
         return _RowLowering(bb, call).lower()
@@ -46,11 +48,16 @@ def lower_call(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
 
 def _lower_dense(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     g, x, out = ops.geometry_of(call), image_of(bb, call), ops.output_type(call)
-    tile = gemm_tile(g.rows * (static_shape(x)[0] or TYPICAL_BATCH), g.M)
+    rows = g.rows * (static_shape(x)[0] or TYPICAL_BATCH)
     residual = call.op.name == ops.CONV2D_ADD
-    kernel = implicit_gemm(g, ops.activation_of(call), tile, residual)
-    image = tensor_type([x.ty.shape[0], g.OH, g.OW, g.M])
-    args = [x, *packed_weights(bb, call, tile), *call.args[3:]]
+    if ops.precision_of(call) is None:
+        tile = gemm_tile(rows, g.M)
+        kernel = implicit_gemm(g, ops.activation_of(call), tile, residual)
+        weights = packed_weights(bb, call, tile)
+    else:
+        kernel, weights = dense_on_tensor_cores(bb, call, rows, residual)
+    image = tensor_type([x.ty.shape[0], g.OH, g.OW, g.M], str(out.dtype))
+    args = [x, *weights, *call.args[3:]]
     y = relax.call_tir(bb.add_func(kernel, "adr_conv2d"), args, image)
     return relax.op.reshape(bb.emit(y), out.shape) if call.op.name == ops.DENSE else y
 
@@ -92,14 +99,15 @@ class _RowLowering:
         N, exact = G * g.rows, setting.hash == "exact"
         every, words = tensor_type([B * g.rows], "int32"), tensor_type([U, N], "int32")
         slots = table_size(setting, N if setting.scope == "batch" else g.rows)
-        counted = tensor_type([U, 2], "int32")
-        keys = row_keys(g, setting, g.rows * typical >= MANY_ROWS)
+        counted, dtype = tensor_type([U, 2], "int32"), str(x.ty.dtype)
+        keys = row_keys(g, setting, g.rows * typical >= MANY_ROWS, dtype)
         types = [tensor_type([U, N], "int64"), tensor_type([U, slots], "int32"), words, counted]
         key, table, last, stats = self._outputs("keys", keys, [x, *self._planes()], types)
         (table, slot) = self._outputs(
             "insert", insert_rows(), [key, table], [tensor_type([U, slots], "int32"), words], [1, -1]
         )
-        lead, stats = self._outputs("match", match_rows(g, setting), [x, table, slot, stats], [words, counted], [-1, 3])
+        match = match_rows(g, setting, dtype)
+        lead, stats = self._outputs("match", match, [x, table, slot, stats], [words, counted], [-1, 3])
         lead, stats, last = self._outputs(
             "guard", guard_rows(setting), [lead, stats, last], [words, counted, words], [0, 1, 2]
         )
@@ -110,14 +118,18 @@ class _RowLowering:
         means = []
         if not exact:
             cap = capacity(setting, N if setting.scope == "batch" else g.rows)
-            out = [tensor_type([U * cap, g.K])]
-            means = self._outputs("means", row_means(g, setting), [x, lead, last, shared, totals], out)
-        tile = gemm_tile(g.rows * typical, g.M)
-        kernel = implicit_gemm_of_rows(g, ops.activation_of(self.call), tile, setting)
-        args = [x, *packed_weights(self.bb, self.call, tile), work, totals, *([] if exact else [source, *means])]
-        image = tensor_type([B, g.OH, g.OW, g.M])
+            out = [tensor_type([U * cap, g.K], dtype)]
+            means = self._outputs("means", row_means(g, setting, dtype), [x, lead, last, shared, totals], out)
+        if ops.precision_of(self.call) is None:
+            tile = gemm_tile(g.rows * typical, g.M)
+            kernel = implicit_gemm_of_rows(g, ops.activation_of(self.call), tile, setting)
+            weights = packed_weights(self.bb, self.call, tile)
+        else:
+            kernel, weights = rows_on_tensor_cores(self.bb, self.call, g.rows * typical)
+        args = [x, *weights, work, totals, *([] if exact else [source, *means])]
+        image = tensor_type([B, g.OH, g.OW, g.M], dtype)
         (y,) = self._outputs("gemm", kernel, args, [image])
-        (y,) = self._outputs("copy", copy_rows(g, setting), [lead, y], [image], [1])
+        (y,) = self._outputs("copy", copy_rows(g, setting, dtype), [lead, y], [image], [1])
         if self.call.op.name == ops.REUSE_DENSE:
             y = self.bb.emit(relax.op.reshape(y, ops.output_type(self.call).shape))
         return relax.Tuple([y, stats])

@@ -33,6 +33,7 @@ from adr_tvm.passes.fuse_lrn import FuseLrn
 from adr_tvm.passes.fuse_residual import FuseResidual
 from adr_tvm.passes.inference_form import InferenceForm
 from adr_tvm.passes.lower_operators import LowerOperators
+from adr_tvm.passes.lower_precision import LowerPrecision
 from adr_tvm.passes.lower_tensor_ops import LowerTensorOps
 from adr_tvm.passes.mark_candidates import CandidateRules, MarkCandidates
 from adr_tvm.passes.mark_no_alias import MarkNoAlias
@@ -47,6 +48,7 @@ from adr_tvm.passes.seed_dropout import SeedDropout
 from adr_tvm.passes.simplify_power import SimplifyPower
 from adr_tvm.passes.training_operators import TrainingOperators
 from adr_tvm.plan import ReusePlan
+from adr_tvm.precision import Precision
 from adr_tvm.train.stage import Stage
 
 Passes = list[Any]  # of tvm.transform.Pass
@@ -129,9 +131,18 @@ def rewrite(plan: ReusePlan) -> Passes:
     ]
 
 
-def lower(target: Target) -> Passes:
-    """From operators to scheduled TIR."""
-    return _lower_for_cuda(target) if is_cuda(target) else _lower_for_cpu(target)
+def lower(target: Target, precision: Precision | None = None) -> Passes:
+    """From operators to scheduled TIR.
+
+    Args:
+        target: what the kernels are for.
+        precision: data type to run in; None: fp32. Only CUDA has kernels for others.
+    """
+    if is_cuda(target):
+        return _lower_for_cuda(target, precision)
+    if precision is not None:
+        raise ValueError(f"{precision.name} has no kernels for {target.kind.name}")
+    return _lower_for_cpu(target)
 
 
 def _lower_for_cpu(target: Target) -> Passes:
@@ -150,10 +161,12 @@ def _lower_for_cpu(target: Target) -> Passes:
     ]
 
 
-def _lower_for_cuda(target: Target) -> Passes:
+def _lower_for_cuda(target: Target, precision: Precision | None) -> Passes:
     return [
         PlainNames(),
         FuseResidual(),
+        # Activations and weights in 16 bits, or weights rounded for tensor cores.
+        *([] if precision is None else [LowerPrecision(precision)]),
         LowerOperators(target),
         # Everything else: TVM's legalisation and fusion, then its schedules for GPUs.
         *_legalise(),

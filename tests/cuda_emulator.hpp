@@ -8,8 +8,10 @@
 #include <string.h>
 #include <ucontext.h>
 
+#include <deque>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -32,6 +34,42 @@ static dim3 threadIdx, blockIdx, blockDim, gridDim;
 VECTOR(float, float)
 VECTOR(int, int)
 VECTOR(unsigned int, uint)
+
+// 16-bit types: kept as bits, arithmetic in fp32.
+static inline float as_float(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
+static inline uint32_t as_bits(float f) { uint32_t bits; memcpy(&bits, &f, 4); return bits; }
+
+struct half {
+  uint16_t bits;
+  half() = default;
+  half(float f) {
+    _Float16 h = static_cast<_Float16>(f);
+    memcpy(&bits, &h, 2);
+  }
+  operator float() const {
+    _Float16 h;
+    memcpy(&h, &bits, 2);
+    return static_cast<float>(h);
+  }
+};
+struct nv_bfloat16 {
+  uint16_t bits;
+  nv_bfloat16() = default;
+  nv_bfloat16(float f) {
+    uint32_t b = as_bits(f);
+    bits = f != f ? 0x7fff : uint16_t((b + 0x7fff + (b >> 16 & 1)) >> 16);
+  }
+  operator float() const { return as_float(uint32_t(bits) << 16); }
+};
+typedef half __half;
+typedef nv_bfloat16 __nv_bfloat16;
+VECTOR(half, half)
+#define nv_bfloat164 nv_bfloat16_4
+#define nv_bfloat162 nv_bfloat16_2
+#define make_nv_bfloat164 make_nv_bfloat16_4
+VECTOR(nv_bfloat16, nv_bfloat16_)
+static inline half __float2half_rn(float f) { return half(f); }
+static inline nv_bfloat16 __float2bfloat16_rn(float f) { return nv_bfloat16(f); }
 
 template <class T> static inline T max(T a, T b) { return a > b ? a : b; }
 template <class T> static inline T min(T a, T b) { return a < b ? a : b; }
@@ -72,6 +110,10 @@ static Fiber fibers[kMostThreads];
 static ucontext_t scheduler;
 static char* stacks = nullptr;
 static int current = 0;
+
+// Copies from global to shared memory that a thread has begun, in groups; the last group is still open.
+struct Copy { uint* to; const void* from; int bytes; };
+static std::deque<std::vector<Copy>> copies[kMostThreads];
 
 static void wait(State at) {
   fibers[current].state = at;
@@ -123,7 +165,14 @@ template <class F> static void run_block(F& body, int order) {
       ended += fibers[i].state == kEnded;
       waiting += fibers[i].state == kAtBarrier;
     }
-    if (ended == n) return;
+    if (ended == n) {
+      for (int i = 0; i < n; ++i) {
+        for (auto& group : copies[i])
+          if (!group.empty()) { fprintf(stderr, "thread %d ended before its copies\n", i); abort(); }
+        copies[i].clear();
+      }
+      return;
+    }
     if (waiting == n)
       for (int i = 0; i < n; ++i) fibers[i].state = kReady;
     for (int first = 0; first < n; first += kWarp) {
@@ -171,6 +220,92 @@ static int launch(void (*kernel)(P...), const TVMFFIAny* args, int count, const 
 }
 
 }  // namespace emulated
+
+// What tensor cores do (schedules/cuda/warp_matrix.py): all lanes of a warp take part, fragments are those of the PTX
+// manual. Copies are made as late as the waits allow, so that a wait that is missing shows.
+namespace emulated {
+
+struct Fragments { uint a[4], b[2]; };
+static Fragments fragments[kMostThreads];
+static const uint* matrix_rows[kMostThreads];
+
+static float entry(uint word, int i, half) { half h; h.bits = word >> (16 * i); return h; }
+static float entry(uint word, int i, nv_bfloat16) { nv_bfloat16 h; h.bits = word >> (16 * i); return h; }
+static float entry(uint word, int, float) {
+  if (word & 0x1fff) { fprintf(stderr, "a factor that is not rounded to tf32\n"); abort(); }
+  return as_float(word);
+}
+
+template <class T> static void multiply(float* c, const uint* a, const uint* b) {
+  constexpr int each = sizeof(T) == 4 ? 1 : 2;  // entries of a word
+  int first = current / kWarp * kWarp, lane = current - first;
+  memcpy(fragments[current].a, a, 16);
+  memcpy(fragments[current].b, b, 8);
+  wait(kAtWarp);
+  for (int i = 0; i < 4; ++i) {
+    int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    for (int h = 0; h < 2; ++h)
+      for (int q = 0; q < 4; ++q)
+        for (int e = 0; e < each; ++e) {
+          float x = entry(fragments[first + row % 8 * 4 + q].a[h * 2 + row / 8], e, T());
+          c[i] = fmaf(x, entry(fragments[first + column * 4 + q].b[h], e, T()), c[i]);
+        }
+  }
+  wait(kAtWarp);
+}
+
+}  // namespace emulated
+
+static void adr_multiply_f16(float* c, const uint* a, const uint* b) { emulated::multiply<half>(c, a, b); }
+static void adr_multiply_bf16(float* c, const uint* a, const uint* b) { emulated::multiply<nv_bfloat16>(c, a, b); }
+static void adr_multiply_tf32(float* c, const uint* a, const uint* b) { emulated::multiply<float>(c, a, b); }
+static void adr_load_matrices(uint* to, const uint* row) {
+  using namespace emulated;
+  int first = current / kWarp * kWarp, lane = current - first;
+  if (reinterpret_cast<uintptr_t>(row) % 16) { fprintf(stderr, "a row of a matrix is not aligned\n"); abort(); }
+  matrix_rows[current] = row;
+  wait(kAtWarp);
+  for (int m = 0; m < 4; ++m) to[m] = matrix_rows[first + m * 8 + lane / 4][lane % 4];
+  wait(kAtWarp);
+}
+static bool through_registers() { return getenv("EMULATED_OLD_COPIES") != nullptr; }  // as before sm_80
+static void adr_begin_copy(uint* kept, uint* to, const void* from, int bytes) {
+  if ((reinterpret_cast<uintptr_t>(from) | reinterpret_cast<uintptr_t>(to)) % 16) {
+    fprintf(stderr, "a copy that is not aligned\n");
+    abort();
+  }
+  if (through_registers()) {
+    memset(kept, 0, 16);
+    memcpy(kept, from, bytes);
+    return;
+  }
+  auto& groups = emulated::copies[emulated::current];
+  if (groups.empty()) groups.emplace_back();
+  groups.back().push_back({to, from, bytes});
+}
+static void adr_end_copy(const uint* kept, uint* to) {
+  if (through_registers()) memcpy(to, kept, 16);
+}
+static void adr_commit_copies() {
+  auto& groups = emulated::copies[emulated::current];
+  if (groups.empty()) groups.emplace_back();
+  groups.emplace_back();
+}
+static void wait_copies(size_t left) {
+  auto& groups = emulated::copies[emulated::current];
+  for (; groups.size() > left + 1; groups.pop_front())
+    for (auto& copy : groups.front()) {
+      memset(copy.to, 0, 16);
+      memcpy(copy.to, copy.from, copy.bytes);
+    }
+}
+static void adr_wait_copies_1() { wait_copies(1); }
+static void adr_wait_copies_2() { wait_copies(2); }
+static void adr_store_unit(uint* to, const void* from) { memcpy(to, from, 16); }
+static uint adr_round_tf32(uint bits) {
+  if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fffe000;
+  return (bits & 0x7f800000) == 0x7f800000 ? bits : (bits + 0x1000) & 0xffffe000;
+}
 
 #define __syncthreads() emulated::wait(emulated::kAtBarrier)
 #define __activemask() 0xffffffffu

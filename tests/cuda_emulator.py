@@ -77,6 +77,13 @@ def thread_order(order: int) -> Iterator[None]:
 
 
 @contextmanager
+def old_copies() -> Iterator[None]:
+    """Within the block copies into shared memory go through registers, as on GPUs before sm_80."""
+    with mock.patch.dict(os.environ, EMULATED_OLD_COPIES="1"):
+        yield
+
+
+@contextmanager
 def emulated_cuda() -> Iterator[list[str]]:
     """Within the block CUDA is this machine's processor; yields the sources of what is compiled."""
     sources: list[str] = []

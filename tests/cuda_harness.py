@@ -25,12 +25,15 @@ from adr_tvm._tvm import cuda_target
 from adr_tvm.hashing.vectors import neuron_vectors
 from adr_tvm.passes import pipeline
 from adr_tvm.passes.lower_operators import LowerOperators
+from adr_tvm.passes.lower_precision import LowerPrecision
+from adr_tvm.precision import PRECISIONS
 from adr_tvm.reference import reuse_conv2d, reuse_conv2d_given_ids, rounding_band, same_ids
 from adr_tvm.reference_ids import number
 
 TARGET = cuda_target("sm_75")
+TARGETS_OF = {name: cuda_target(precision.architecture) for name, precision in PRECISIONS.items()}
 OBJECT_HEADER = 24  # bytes of a TVM object before what it holds
-CUDA_DEVICE = 2  # kDLCUDA
+CUDA_DEVICE, BFLOAT = 2, 4  # kDLCUDA, kDLBfloat
 CONFIG = {"tirx.disable_cse_tir": True}
 
 
@@ -39,10 +42,14 @@ class GuardedOnCuda(Guarded):
 
     @property
     def tensor(self) -> tvm.runtime.Tensor:
-        tensor = super().tensor
-        place = tensor.__chandle__() + OBJECT_HEADER  # of the DLTensor: address, then type and number of the device
+        bfloat16 = str(self.array.dtype) == "bfloat16"  # which NumPy has no word for
+        tensor = tvm.runtime.from_dlpack(self.array.view(np.uint16) if bfloat16 else self.array)
+        # The DLTensor: address, type and number of the device, dimensions, element type.
+        place = tensor.__chandle__() + OBJECT_HEADER
         assert ctypes.c_uint64.from_address(place).value == self.array.ctypes.data
         ctypes.c_int32.from_address(place + 8).value = CUDA_DEVICE
+        if bfloat16:
+            ctypes.c_uint8.from_address(place + 20).value = BFLOAT
         return tensor
 
 
@@ -52,35 +59,43 @@ class CudaPlayer(Player):
     memory = GuardedOnCuda
 
 
-_lowered: dict[Layer, tuple[Tensors, tvm.IRModule, dict[str, dict[str, object]]]] = {}
+_lowered: dict[tuple[Layer, str | None], tuple[Tensors, tvm.IRModule, dict[str, dict[str, object]]]] = {}
 
 
-def _compiled(layer: Layer, tensors: Tensors) -> tuple[tvm.IRModule, dict[str, dict[str, object]]]:
+def _compiled(layer: Layer, tensors: Tensors, dtype: str | None) -> tuple[tvm.IRModule, dict[str, dict[str, object]]]:
     """The lowered module and its kernels, compiled together."""
-    known = _lowered.get(layer)
+    known = _lowered.get((layer, dtype))
     if known is None or known[0] is not tensors:
         module = layer_module(layer, tensors, parameters=False)
-        mod = pipeline.run([LowerOperators(TARGET)], module, TARGET)
+        lower = [] if dtype is None else [LowerPrecision(PRECISIONS[dtype])]
+        target = TARGET if dtype is None else TARGETS_OF[dtype]
+        mod = pipeline.run([*lower, LowerOperators(target)], module, target)
         kernels = {
             gv.name_hint: func.with_attr("global_symbol", gv.name_hint)
             for gv, func in mod.functions_items()
             if isinstance(func, tirx.PrimFunc)
         }
-        with TARGET, tvm.transform.PassContext(config=CONFIG):
-            built = tvm.compile(tvm.IRModule(kernels), TARGET)
-        _lowered[layer] = tensors, mod, {name: {"main": built[name]} for name in kernels}
-    return _lowered[layer][1:]
+        with target, tvm.transform.PassContext(config=CONFIG):
+            built = tvm.compile(tvm.IRModule(kernels), target)
+        _lowered[layer, dtype] = tensors, mod, {name: {"main": built[name]} for name in kernels}
+    return _lowered[layer, dtype][1:]
 
 
-def run_cuda(layer: Layer, tensors: Tensors, x: np.ndarray, order: int = 0) -> Run:
-    """Run a layer kernel by kernel on x [B, H, W, C]; ``order`` is that of the threads of a block."""
+def run_cuda(layer: Layer, tensors: Tensors, x: np.ndarray, order: int = 0, dtype: str | None = None) -> Run:
+    """Run a layer kernel by kernel on x [B, H, W, C].
+
+    Args:
+        layer, tensors, x: what to run.
+        order: of the threads of a block.
+        dtype: one of ``PRECISIONS``; None: fp32.
+    """
     with emulated_cuda(), thread_order(order):
-        mod, kernels = _compiled(layer, tensors)
+        mod, kernels = _compiled(layer, tensors, dtype)
         player = CudaPlayer(kernels, mod["main"], x.reshape(input_shape(layer, len(x))))
     return as_run(layer, len(x), player.result, player.kernels)
 
 
-def _ids(layer: Layer, x: np.ndarray, result: Run) -> np.ndarray:
+def ids_of(layer: Layer, x: np.ndarray, result: Run) -> np.ndarray:
     """The ids [U, 1, N] that the kernels found, as in ``ReuseResult.ids``."""
     lead = result.kernels["row_match"][0]
     finite = np.isfinite(neuron_vectors(x, layer.geometry, layer.setting)).all(axis=(1, 2)).reshape(lead.shape)
@@ -99,7 +114,7 @@ def check_cuda(layer: Layer, tensors: Tensors, x: np.ndarray, order: int = 0) ->
     result = run_cuda(layer, tensors, x, order)
     arguments = (x, tensors.w, tensors.bias, g, setting)
     expected = reuse_conv2d(*arguments, tensors.planes, tensors.thresholds, layer.activation)
-    ids = _ids(layer, x, result)
+    ids = ids_of(layer, x, result)
     if setting.hash == "exact":
         np.testing.assert_array_equal(ids, expected.ids)
     else:

@@ -246,7 +246,7 @@ class Guarded:
     """An array between margins."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str, value: np.ndarray | None = None):
-        poison = np.array(np.nan if dtype == "float32" else POISON, dtype)
+        poison = np.array(np.nan if "float" in dtype else POISON, dtype)
         items = int(np.prod(shape))
         skip = MARGIN // poison.itemsize
         memory = np.empty(items + 2 * skip + ALIGNMENT, dtype)
@@ -299,6 +299,8 @@ class Player:
             return self.value(expr.tuple_value)[expr.index]
         if is_op(expr, "relax.reshape"):
             return self.value(expr.args[0]).reshape(self._shape(expr.ty))
+        if is_op(expr, "relax.astype"):
+            return self.value(expr.args[0]).astype(str(expr.ty.dtype))
         if is_op(expr, "relax.call_tir") or is_op(expr, "relax.call_tir_inplace"):
             return self._call(expr)
         return self.values[hash(expr)]

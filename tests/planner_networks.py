@@ -134,7 +134,9 @@ def images(count: int, noise: float = 0.02) -> np.ndarray:
 _built: dict[tvm_ffi.StructuralKey, tvm.runtime.Executable] = {}
 
 
-def _build_once(mod: tvm.IRModule, target: tvm.target.Target, _dump: Path | None = None) -> tvm.runtime.Executable:
+def _build_once(
+    mod: tvm.IRModule, target: tvm.target.Target, _dump: Path | None = None, precision: None = None
+) -> tvm.runtime.Executable:
     key = tvm_ffi.StructuralKey(mod)
     if key not in _built:
         _built[key] = build_module(mod, target)

@@ -1,6 +1,7 @@
 """Inner loops of the dense kernels on 64-bit Arm, by the static throughput analysis of llvm-mca: no spills, 70 % of the
 peak. In fp32 on a Cortex-A72 that is one multiply-add of 128 bits in a cycle; of bare C's int8 products a long
-multiplication in a cycle, on a Cortex-A76 two dot products."""
+multiplication in a cycle, on a Cortex-A76 two dot products, or two multiply-adds of
+eight fp16."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from tvm.support import cc
 from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.schedules.dense_conv2d import dense_conv2d
-from adr_tvm.schedules.tuned import conv_schedule
+from adr_tvm.schedules.tuned import conv_schedule, half_conv_schedule
 from adr_tvm.targets import find_target
 from tests import aarch64
 
@@ -52,7 +53,11 @@ def loops(listing: str) -> list[list[str]]:
 def inner_loop(geometry: ConvGeometry, folder) -> list[str]:
     """The loop that multiplies."""
     target = find_target("cortex-a72").make(None)
-    kernel = dense_conv2d(geometry, Activation.relu(), conv_schedule(target, geometry, 1))
+    return compiled_loop(dense_conv2d(geometry, Activation.relu(), conv_schedule(target, geometry, 1)), target, folder)
+
+
+def compiled_loop(kernel: tvm.tirx.PrimFunc, target: tvm.target.Target, folder) -> list[str]:
+    """The busiest loop of a kernel."""
     library = tvm.compile(tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")}), target)
     path = folder / "kernel.so"
     library.export_library(str(path), fcompile=cc.cross_compiler(aarch64.COMPILER))
@@ -82,6 +87,19 @@ def test_dense(name, tmp_path):
     cycles = cycles_of(loop, "cortex-a72")
     print(f"{name}: {products} multiply-adds in {cycles:.1f} cycles, {products / cycles:.0%} of the peak")
     assert products >= 4 and products / cycles >= 0.7
+
+
+@needs_tools
+@pytest.mark.parametrize("name", ["3x3", "1x1", "few rows"])
+def test_dense_in_fp16(name, tmp_path):
+    target, geometry = find_target("cortex-a76").make(None), GEOMETRIES[name]
+    schedule = half_conv_schedule(target, geometry, 1)
+    loop = compiled_loop(dense_conv2d(geometry, Activation.relu(), schedule, dtype="float16"), target, tmp_path)
+    products = sum(bool(re.match(r"fmla\s+v\d+\.8h", text)) for text in loop)
+    assert not any("[sp" in text for text in loop), "accumulators are spilled"
+    cycles = cycles_of(loop, "cortex-a76", "+fullfp16")
+    print(f"{name} in fp16: {products} products in {cycles:.1f} cycles, {products / cycles / 2:.0%} of the peak")
+    assert products >= 16 and products / cycles / 2 >= 0.7
 
 
 @needs_tools

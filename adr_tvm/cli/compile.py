@@ -48,6 +48,8 @@ examples:
       C files for a microcontroller: no runtime, no heap
   adr-compile m.onnx --target cortex-m4 --emit c --dtype int8 --calib images.npz
       the same in integers, for a quarter of the memory
+  adr-compile m.onnx --target h200 --dtype bf16 --calib images.npz
+      for an NVIDIA GPU, on its tensor cores; times are predicted
   adr-compile m.onnx --tune 32 --tuning-db my-machine.jsonl
       with kernels tuned for this machine; the file serves later runs
 
@@ -88,7 +90,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dtype",
         metavar="|".join(DTYPES),
-        help="for --emit c: what it computes in; int8 is quantised with the data of --calib (default: float32)",
+        help="what it computes in; for --emit c also int8, quantised with the data of --calib; for CUDA also tf32, "
+        "bf16 and fp16, on tensor cores with fp32 sums (default: float32)",
     )
     parser.add_argument(
         "--weights",

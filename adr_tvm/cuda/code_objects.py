@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from adr_tvm.errors import MissingDependencyError
@@ -48,6 +48,7 @@ template <class T, class F> struct conditional<false, T, F> { using type = F; };
 } }
 """,
 }
+_NEEDS_HEADERS = re.compile(r"#include <cuda_(?:fp16|bf16)\.h>")  # those are taken from the wheel of the runtime
 _KERNEL = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers")
@@ -65,6 +66,7 @@ class Resources:
         spills: bytes of a thread that registers had no room for, stores and loads together.
         stack: bytes of a thread in local memory, spills among them.
         shared: bytes of a block in shared memory.
+        code: the architecture's machine code, all kernels of the source together; empty where nvcc made it.
     """
 
     kernel: str
@@ -73,6 +75,7 @@ class Resources:
     spills: int
     stack: int
     shared: int
+    code: bytes = field(default=b"", repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -133,11 +136,10 @@ def compile_code(source: str, architectures: Sequence[str], ptx: str | None = No
         RuntimeError: it refuses the source.
     """
     make = _with_nvrtc if compiler() == "nvrtc" else _with_nvcc
-    data, log = make(source, list(architectures), ptx)
-    return CodeObject(data, tuple(_resources(log)))
+    return make(source, list(architectures), ptx)
 
 
-def _with_nvrtc(source: str, architectures: list[str], ptx: str | None) -> tuple[bytes, str]:
+def _with_nvrtc(source: str, architectures: list[str], ptx: str | None) -> CodeObject:
     from cuda.bindings import nvfatbin
 
     made = {arch: _nvrtc(source, arch) for arch in [*architectures, *([ptx] if ptx else [])]}
@@ -153,7 +155,8 @@ def _with_nvrtc(source: str, architectures: list[str], ptx: str | None) -> tuple
         nvfatbin.get(handle, data)
     finally:
         nvfatbin.destroy(handle)
-    return bytes(data), "\n".join(log for _, log in made.values())
+    resources = (replace(each, code=code) for code, log in made.values() for each in _resources(log))
+    return CodeObject(bytes(data), tuple(resources))
 
 
 def _nvrtc(source: str, arch: str) -> tuple[bytes, str]:
@@ -168,6 +171,7 @@ def _nvrtc(source: str, arch: str) -> tuple[bytes, str]:
     machine = arch.startswith("sm_")
     flags = [f"--gpu-architecture={arch}", *_FLAGS]
     flags += ["--ptxas-options=-v"] if machine else []
+    flags += [f"-I{_header_folder()}"] if _NEEDS_HEADERS.search(source) else []
     texts, names = [text.encode() for text in _HEADERS.values()], [name.encode() for name in _HEADERS]
     (program,) = checked(nvrtc.nvrtcCreateProgram(source.encode(), b"kernels.cu", len(names), texts, names))
     try:
@@ -186,7 +190,25 @@ def _nvrtc(source: str, arch: str) -> tuple[bytes, str]:
         nvrtc.nvrtcDestroyProgram(program)
 
 
-def _with_nvcc(source: str, architectures: list[str], ptx: str | None) -> tuple[bytes, str]:
+@functools.cache
+def _header_folder() -> str:
+    """Where the headers of 16-bit types are: those of NVRTC's wheels, else of an installed nvcc.
+
+    Raises:
+        MissingDependencyError: nowhere.
+    """
+    wheels = importlib.util.find_spec("nvidia")
+    places = [] if wheels is None else list(wheels.submodule_search_locations or ())
+    folders = [Path(place, "cu13", "include") for place in places]
+    nvcc = shutil.which("nvcc")
+    folders += [] if nvcc is None else [Path(nvcc).resolve().parent.parent / "include"]
+    for folder in folders:
+        if (folder / "cuda_fp16.h").is_file() and (folder / "cuda_bf16.h").is_file():
+            return str(folder)
+    raise MissingDependencyError("16-bit types need CUDA's headers (pip install 'adr-tvm[cuda]'); they are not there")
+
+
+def _with_nvcc(source: str, architectures: list[str], ptx: str | None) -> CodeObject:
     codes = [f"-gencode=arch=compute_{each[3:]},code={each}" for each in architectures]
     codes += [f"-gencode=arch={ptx},code={ptx}"] if ptx else []
     with tempfile.TemporaryDirectory() as folder:
@@ -196,7 +218,7 @@ def _with_nvcc(source: str, architectures: list[str], ptx: str | None) -> tuple[
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
         if done.returncode:
             raise RuntimeError(f"nvcc: {done.stderr[-4000:]}")
-        return made.read_bytes(), done.stderr
+        return CodeObject(made.read_bytes(), tuple(_resources(done.stderr)))
 
 
 def _resources(log: str) -> list[Resources]:

@@ -82,6 +82,7 @@ class Manifest:
         cpu: LLVM's name of that processor.
         cpu_features: vector extensions that the library may use; without them it cannot run.
         device: ``cuda`` where the kernels run on a GPU, else ``cpu``.
+        dtype: that it computes in, as in ``CompileOptions``; inputs and outputs are as they are listed.
         library_sha256, weights_sha256: of the library and ``weights.bin``.
         inputs, outputs: of the network, in order.
         reuse_layers: in the order of the counts of ``main_counts``.
@@ -102,6 +103,7 @@ class Manifest:
     reuse_layers: list[ReuseLayer]
     lossless: bool
     device: Literal["cpu", "cuda"] = "cpu"
+    dtype: str = "float32"
     adr_version: str = adr_tvm.__version__
     tvm_version: str = field(default_factory=installed_tvm_version)
     version: int = FORMAT_VERSION
@@ -238,6 +240,7 @@ def describe(
         reuse_layers=layers,
         lossless=all(setting.lossless for setting in plan.reused.values()),
         device="cuda" if is_cuda(target) else "cpu",
+        dtype=plan.dtype,
     )
 
 

@@ -6,6 +6,9 @@ A time is the longest of its phases' arithmetic and memory traffic, plus what a 
     row      hash: N K H multiply-adds, X once; numbering: some words for each row; products of the representatives;
              the copies of their outputs
 
+Products of ``tf32``, ``bf16`` and ``fp16`` are those of tensor cores, and of the latter two data have 16 bits; hashing
+is fp32 always.
+
 The shares are guesses, not measurements: they order settings, and the milliseconds are rough.
 """
 
@@ -18,10 +21,11 @@ from dataclasses import asdict, dataclass, field
 
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.planner.cost import CostModel
+from adr_tvm.precision import Precision
 from adr_tvm.settings import ReuseSetting
 from adr_tvm.targets import Gpu, TargetEntry
 
-GEMM_SHARE, HASH_SHARE, MEMORY_SHARE = 0.6, 0.2, 0.7
+GEMM_SHARE, TENSOR_SHARE, HASH_SHARE, MEMORY_SHARE = 0.6, 0.5, 0.2, 0.7
 LAUNCH = 4e-6  # seconds, of a kernel
 ROW_LAUNCHES = 8  # of a layer that reuses
 ROW_WORDS = 16  # of four bytes, that numbering reads and writes for each row
@@ -35,22 +39,25 @@ class GpuCostModel(CostModel):
 
     Attributes:
         gpu: what is known of it.
+        precision: data type of products and data; None: fp32.
     """
 
     seconds: Mapping[str, float] = field(default_factory=dict)
     gpu: Gpu = UNKNOWN
+    precision: Precision | None = None
 
     @property
     def sha256(self) -> str:
         """Hash of all that a prediction depends on."""
-        shares = [GEMM_SHARE, HASH_SHARE, MEMORY_SHARE, LAUNCH, ROW_LAUNCHES, ROW_WORDS, EXACT_HASH_FLOPS]
-        return hashlib.sha256(json.dumps([asdict(self.gpu), shares]).encode()).hexdigest()
+        shares = [GEMM_SHARE, TENSOR_SHARE, HASH_SHARE, MEMORY_SHARE, LAUNCH, ROW_LAUNCHES, ROW_WORDS, EXACT_HASH_FLOPS]
+        name = None if self.precision is None else self.precision.name
+        return hashlib.sha256(json.dumps([asdict(self.gpu), shares, name]).encode()).hexdigest()
 
     def dense_seconds(self, geometry: ConvGeometry, images: int) -> float:
         """Time of the dense layer on some images."""
         g, N = geometry, images * geometry.rows
         moved = images * g.H * g.W * g.C + g.K * g.M + N * g.M
-        return LAUNCH + self._phase(2 * N * g.K * g.M, GEMM_SHARE, moved)
+        return LAUNCH + self._products(2 * N * g.K * g.M, moved)
 
     def reuse_seconds(self, geometry: ConvGeometry, setting: ReuseSetting, r_c: float, images: int) -> float:
         """Time of the layer with reuse, given its remaining ratio.
@@ -65,24 +72,40 @@ class GpuCostModel(CostModel):
         pixels = images * g.H * g.W * g.C
         hashing = N * g.K * (EXACT_HASH_FLOPS if exact else 2 * setting.H)
         # Rows that match are compared, or their mean is taken: both read every row once more.
-        again = self._phase(N * g.K, HASH_SHARE, pixels)
-        products = self._phase(2 * r_c * N * g.K * g.M, GEMM_SHARE, r_c * N * (g.K + g.M) + g.K * g.M)
-        copies = self._phase(0, 1, 2 * (1 - r_c) * N * g.M)
-        numbering = self._phase(0, 1, ROW_WORDS * N)
-        return ROW_LAUNCHES * LAUNCH + self._phase(hashing, HASH_SHARE, pixels) + again + numbering + products + copies
+        again = self._phase(N * g.K, HASH_SHARE, self._bytes * pixels)
+        products = self._products(2 * r_c * N * g.K * g.M, r_c * N * (g.K + g.M) + g.K * g.M)
+        copies = self._phase(0, 1, self._bytes * 2 * (1 - r_c) * N * g.M)
+        numbering = self._phase(0, 1, 4 * ROW_WORDS * N)
+        keys = self._phase(hashing, HASH_SHARE, self._bytes * pixels)
+        return ROW_LAUNCHES * LAUNCH + keys + again + numbering + products + copies
 
     def cluster_seconds(self, geometry: ConvGeometry, setting: ReuseSetting) -> float:
         """Time that one more cluster costs: its products."""
-        return self._phase(2 * geometry.K * geometry.M, GEMM_SHARE, geometry.K + geometry.M)
+        return self._products(2 * geometry.K * geometry.M, geometry.K + geometry.M)
 
-    def _phase(self, flops: float, share: float, words: float) -> float:
-        """Seconds: the longer of arithmetic and of words of four bytes through memory."""
-        return max(flops / (share * self.gpu.teraflops * 1e12), 4 * words / (MEMORY_SHARE * self.gpu.gigabytes * 1e9))
+    @property
+    def _bytes(self) -> int:
+        """Of an entry of X, W or Y."""
+        return 4 if self.precision is None else self.precision.bits // 8
+
+    def _products(self, flops: float, entries: float) -> float:
+        """Seconds of products, with entries of X, W and Y through memory."""
+        if self.precision is None:
+            return self._phase(flops, GEMM_SHARE, self._bytes * entries)
+        peak = self.gpu.tf32 if self.precision.name == "tf32" else self.gpu.half
+        return self._phase(flops, TENSOR_SHARE * peak / self.gpu.teraflops, self._bytes * entries)
+
+    def _phase(self, flops: float, share: float, moved: float) -> float:
+        """Seconds: the longer of arithmetic, at a share of the fp32 peak, and of bytes through memory."""
+        return max(flops / (share * self.gpu.teraflops * 1e12), moved / (MEMORY_SHARE * self.gpu.gigabytes * 1e9))
 
 
-def gpu_cost_model(entry: TargetEntry) -> GpuCostModel:
-    """The model to predict a CUDA target's times with."""
+def gpu_cost_model(entry: TargetEntry, precision: Precision | None = None) -> GpuCostModel:
+    """The model to predict a CUDA target's times with, in a data type that its tensor cores know, or fp32."""
     assert entry.gpu is not None
+    peak, kind = entry.gpu.teraflops, "fp32"
+    if precision is not None:
+        peak, kind = entry.gpu.tf32 if precision.name == "tf32" else entry.gpu.half, precision.name
     name = "an A100, in place of a GPU that is not known" if entry.name == "cuda" else entry.name
-    source = f"data sheet of {name}: {entry.gpu.teraflops:g} TFLOP/s in fp32, {entry.gpu.gigabytes:g} GB/s"
-    return GpuCostModel(source=source, gpu=entry.gpu)
+    source = f"data sheet of {name}: {peak:g} TFLOP/s in {kind}, {entry.gpu.gigabytes:g} GB/s"
+    return GpuCostModel(source=source, gpu=entry.gpu, precision=precision)

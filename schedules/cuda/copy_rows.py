@@ -15,11 +15,11 @@ THREADS = 256
 
 
 @functools.cache
-def copy_rows(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
+def copy_rows(geometry: ConvGeometry, setting: ReuseSetting, dtype: str = "float32") -> tirx.PrimFunc:
     """Y[n] = Y[lead[n]], a few channels of a row for each thread.
 
     Returns:
-        PrimFunc of lead int32 [U, N] and Y float32 [B, OH, OW, M], which it changes.
+        PrimFunc of lead int32 [U, N] and Y ``dtype`` [B, OH, OW, M], which it changes.
     """
     OH, OW, M, rows = geometry.OH, geometry.OW, geometry.M, geometry.rows
     V = 4 if M % 4 == 0 else 1
@@ -32,8 +32,8 @@ def copy_rows(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
         U = T.meta_var(units(setting, B)[0])
         N = T.meta_var(units(setting, B)[1] * T.int64(rows))
         lead = T.match_buffer(le, (U, N), "int32")
-        Y = T.match_buffer(y, (B, T.int64(OH), T.int64(OW), T.int64(M)), "float32")
-        flat = T.decl_buffer((B * (rows * M),), "float32", data=Y.data)
+        Y = T.match_buffer(y, (B, T.int64(OH), T.int64(OW), T.int64(M)), dtype)
+        flat = T.decl_buffer((B * (rows * M),), dtype, data=Y.data)
         flat_lead = T.decl_buffer((B * rows,), "int32", data=lead.data)
         for block in T.thread_binding((B * (rows * per_row) + (THREADS - 1)) // THREADS, "blockIdx.x"):
             for t in T.thread_binding(THREADS, "threadIdx.x"):

@@ -15,16 +15,19 @@ THREADS = 256
 
 
 @functools.cache
-def grouped_conv2d(geometry: ConvGeometry, groups: int, activation: Activation) -> tirx.PrimFunc:
+def grouped_conv2d(
+    geometry: ConvGeometry, groups: int, activation: Activation, dtype: str = "float32"
+) -> tirx.PrimFunc:
     """Y = activation(conv(X, W) + bias), one chain of multiply-adds over (KH, KW, C) for each output.
 
     Args:
         geometry: of one group.
         groups: that X and Y consist of.
+        dtype: of X, W and Y; sums are fp32.
 
     Returns:
-        PrimFunc of X float32 [B, H, W, groups * C], W float32 [KH, KW, C, groups * M], bias float32 [groups * M] and Y
-        float32 [B, OH, OW, groups * M]; B is symbolic.
+        PrimFunc of X [B, H, W, groups * C], W [KH, KW, C, groups * M], bias float32 [groups * M] and Y
+        [B, OH, OW, groups * M]; B is symbolic.
     """
     H, W, C, KH, KW, OH, OW, M = (
         geometry.H,
@@ -45,11 +48,11 @@ def grouped_conv2d(geometry: ConvGeometry, groups: int, activation: Activation) 
     def kernel(x: T.handle, w: T.handle, b: T.handle, y: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
         B = T.int64()
-        X = T.match_buffer(x, (B, T.int64(H), T.int64(W), T.int64(channels)), "float32")
-        weights = T.match_buffer(w, (T.int64(KH), T.int64(KW), T.int64(C), T.int64(outputs)), "float32")
+        X = T.match_buffer(x, (B, T.int64(H), T.int64(W), T.int64(channels)), dtype)
+        weights = T.match_buffer(w, (T.int64(KH), T.int64(KW), T.int64(C), T.int64(outputs)), dtype)
         bias = T.match_buffer(b, (T.int64(outputs),), "float32")
-        Y = T.match_buffer(y, (B, T.int64(OH), T.int64(OW), T.int64(outputs)), "float32")
-        flat = T.decl_buffer((B * image,), "float32", data=Y.data)
+        Y = T.match_buffer(y, (B, T.int64(OH), T.int64(OW), T.int64(outputs)), dtype)
+        flat = T.decl_buffer((B * image,), dtype, data=Y.data)
         for block in T.thread_binding((B * image + (THREADS - 1)) // THREADS, "blockIdx.x"):
             for t in T.thread_binding(THREADS, "threadIdx.x"):
                 acc = T.alloc_buffer((1,), "float32", scope="local")
@@ -63,9 +66,9 @@ def grouped_conv2d(geometry: ConvGeometry, groups: int, activation: Activation) 
                         ix = T.meta_var(pixel % OW * SW - PL + tap % KW * DW)
                         if T.And(T.And(iy >= 0, iy < H), T.And(ix >= 0, ix < W)):
                             for c in range(C):
-                                acc[0] = (
-                                    acc[0] + X[i // image, iy, ix, m // M * C + c] * weights[tap // KW, tap % KW, c, m]
-                                )
-                    flat[i] = act(acc[0] + bias[m])
+                                x_in = T.meta_var(T.cast(X[i // image, iy, ix, m // M * C + c], "float32"))
+                                w_in = T.meta_var(T.cast(weights[tap // KW, tap % KW, c, m], "float32"))
+                                acc[0] = acc[0] + x_in * w_in
+                    flat[i] = T.cast(act(acc[0] + bias[m]), dtype)
 
     return kernel

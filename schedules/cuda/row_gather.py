@@ -10,6 +10,20 @@ OUTSIDE = -(1 << 20)  # row of X that no window reaches
 SKEW = 4  # floats between rows of the tile in shared memory, so that its columns fall into different banks
 
 
+def find_window(geometry: ConvGeometry):
+    """Inline ``(pixel, down, right, i, n)``: where the window of row n of all images lies; kept for the i-th."""
+    g = geometry
+    H, W, OW, rows, (SH, SW), (PT, PL) = g.H, g.W, g.OW, g.rows, g.strides, g.padding[:2]
+
+    @T.inline
+    def inline(pixel, down, right, i, n):
+        pixel[i] = n // rows * (H * W)
+        down[i] = n % rows // OW * SH - PT
+        right[i] = n % rows % OW * SW - PL
+
+    return inline
+
+
 class RowGather:
     """The share of one thread in a tile of ``rows`` im2col rows by BK entries of K, (KH, KW, C).
 
@@ -18,15 +32,16 @@ class RowGather:
     would cut a second axis down to the rows.
 
     Attributes:
-        V: entries that are read at once.
+        V: neighbouring entries that a thread reads of a row: 16 bytes, or those that C lets it.
         pitch, size: floats of a row and of a slot of the tile in shared memory.
         count: rows that a thread reads from.
     """
 
-    def __init__(self, geometry: ConvGeometry, rows: int, BK: int, threads: int):
+    def __init__(self, geometry: ConvGeometry, rows: int, BK: int, threads: int, dtype: str = "float32"):
         self.geometry = geometry
         self.pitch, self.size = rows + SKEW, BK * (rows + SKEW)
-        self.V = 4 if geometry.C % 4 == 0 else 1
+        widest = (4,) if dtype == "float32" else (8, 4)
+        self.V = next((V for V in widest if geometry.C % V == 0), 1)
         self.across, self.threads = BK // self.V, threads
         self.count = rows * self.across // threads
         if self.count * threads != rows * self.across or threads % self.across:
@@ -41,21 +56,12 @@ class RowGather:
         return t % self.across * self.V
 
     def find(self):
-        """Inline ``(pixel, down, right, i, n)``: where the window of row n of all images lies; kept for the i-th."""
-        g = self.geometry
-        H, W, OW, rows, (SH, SW), (PT, PL) = g.H, g.W, g.OW, g.rows, g.strides, g.padding[:2]
-
-        @T.inline
-        def inline(pixel, down, right, i, n):
-            pixel[i] = n // rows * (H * W)
-            down[i] = n % rows // OW * SH - PT
-            right[i] = n % rows % OW * SW - PL
-
-        return inline
+        """``find_window`` of the geometry."""
+        return find_window(self.geometry)
 
     def load(self):
-        """Inline ``(X, pixel, down, right, values, i, k)``: entries k to k + V of the i-th row; X is flat."""
-        g, V = self.geometry, self.V
+        """Inline ``(X, pixel, down, right, values, i, k)``: entries k to k + V of the i-th row, as fp32; X is flat."""
+        g, V, lanes = self.geometry, self.V, min(self.V, 4)
         H, W, C, K, KW, (DH, DW) = g.H, g.W, g.C, g.K, g.KW, g.dilation
 
         @T.inline
@@ -63,11 +69,14 @@ class RowGather:
             iy = T.meta_var(down[i] + k // C // KW * DH)
             ix = T.meta_var(right[i] + k // C % KW * DW)
             if T.And(T.And(iy >= 0, iy < H), T.And(T.And(ix >= 0, ix < W), k < K)):
-                for v in T.vectorized(V):
-                    values[i * V + v] = X[(T.cast(pixel[i] + iy * W + ix, "int64")) * C + k % C + v]
+                for part in T.unroll(V // lanes):
+                    for v in T.vectorized(lanes):
+                        first = T.meta_var((T.cast(pixel[i] + iy * W + ix, "int64")) * C + k % C + part * lanes)
+                        values[i * V + part * lanes + v] = T.cast(X[first + v], "float32")
             else:
-                for v in T.vectorized(V):
-                    values[i * V + v] = T.float32(0)
+                for part in T.unroll(V // lanes):
+                    for v in T.vectorized(lanes):
+                        values[i * V + part * lanes + v] = T.float32(0)
 
         return inline
 

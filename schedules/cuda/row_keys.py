@@ -110,16 +110,17 @@ def _bits():
 
 
 @functools.cache
-def row_keys(geometry: ConvGeometry, setting: ReuseSetting, many: bool) -> tirx.PrimFunc:
+def row_keys(geometry: ConvGeometry, setting: ReuseSetting, many: bool, dtype: str = "float32") -> tirx.PrimFunc:
     """Keys of all rows.
 
     Args:
         geometry: shapes of one image.
         setting: how rows are hashed.
         many: whether there are so many rows that blocks may be large.
+        dtype: of X, whose entries are hashed as fp32.
 
     Returns:
-        PrimFunc of X float32 [B, H, W, C], planes float32 [K padded to BK, Hp] in the order (KH, KW, C), thresholds
+        PrimFunc of X [B, H, W, C], planes float32 [K padded to BK, Hp] in the order (KH, KW, C), thresholds
         float32 [Hp] (``exact``: [1, 1] and [1], not read), then the outputs words int64 [U, N], table int32 [U, slots],
         all ``EMPTY``, last int32 [U, N], all -1, and stats int32 [U, 2], all 0.
     """
@@ -129,7 +130,7 @@ def row_keys(geometry: ConvGeometry, setting: ReuseSetting, many: bool) -> tirx.
     R, groups = 128 if many else 32, 1 if exact else Hp // 8
     threads, steps = R * groups, padded_entries(K) // BK
     Kp = 1 if exact else padded_entries(K)
-    gather = RowGather(g, R, BK, threads)
+    gather = RowGather(g, R, BK, threads, dtype)
     find, load, put, row, entry = gather.find(), gather.load(), gather.put(), gather.row, gather.entry
     count, V, pitch = gather.count, gather.V, gather.pitch
     begin, fetch, take, end = _bits() if exact else _signs(g, setting, R, groups)
@@ -149,14 +150,14 @@ def row_keys(geometry: ConvGeometry, setting: ReuseSetting, many: bool) -> tirx.
         G = T.meta_var(units(setting, B)[1])
         N = T.meta_var(G * T.int64(rows))
         slots = T.meta_var(table_size(setting, rows if setting.scope == "image" else N))
-        X = T.match_buffer(x, (B, T.int64(H), T.int64(W), T.int64(C)), "float32")
+        X = T.match_buffer(x, (B, T.int64(H), T.int64(W), T.int64(C)), dtype)
         planes = T.match_buffer(pl, (T.int64(Kp), T.int64(Hp)), "float32")
         thresholds = T.match_buffer(th, (T.int64(Hp),), "float32")
         words = T.match_buffer(wo, (U, N), "int64")
         table = T.match_buffer(ta, (U, slots), "int32")
         last = T.match_buffer(la, (U, N), "int32")
         stats = T.match_buffer(st, (U, T.int64(2)), "int32")
-        flat_x = T.decl_buffer((B * (H * W * C),), "float32", data=X.data)
+        flat_x = T.decl_buffer((B * (H * W * C),), dtype, data=X.data)
         flat_planes = T.decl_buffer((Kp * Hp,), "float32", data=planes.data)
         flat_words = T.decl_buffer((B * rows,), "int64", data=words.data)
         flat_table = T.decl_buffer((U * slots,), "int32", data=table.data)

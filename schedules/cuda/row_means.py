@@ -22,12 +22,12 @@ BLOCKS = 1024  # in the grid at most; each takes further clusters when it is don
 
 
 @functools.cache
-def row_means(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
-    """Centroids.
+def row_means(geometry: ConvGeometry, setting: ReuseSetting, dtype: str = "float32") -> tirx.PrimFunc:
+    """Centroids; sums are fp32 whatever the ``dtype`` of X and of the result.
 
     Returns:
-        PrimFunc of X float32 [B, H, W, C], lead, last int32 [U, N], shared int32 [B * rows], totals int32 [2] and the
-        output centroids float32 [U * capacity, K].
+        PrimFunc of X [B, H, W, C], lead, last int32 [U, N], shared int32 [B * rows], totals int32 [2] and the
+        output centroids [U * capacity, K].
     """
     g = geometry
     H, W, C, K, OW, rows = g.H, g.W, g.C, g.K, g.OW, g.rows
@@ -38,7 +38,7 @@ def row_means(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
         iy = row % rows // OW * SH - PT + k // C // KW * DH
         ix = row % rows % OW * SW - PL + k // C % KW * DW
         inside = T.And(T.And(T.And(iy >= 0, iy < H), T.And(ix >= 0, ix < W)), k < K)
-        return T.if_then_else(inside, X[row // rows, iy, ix, k % C], T.float32(0))
+        return T.if_then_else(inside, T.cast(X[row // rows, iy, ix, k % C], "float32"), T.float32(0))
 
     @T.prim_func(private=True)
     def kernel(x: T.handle, le: T.handle, la: T.handle, sh: T.handle, to: T.handle, ce: T.handle):
@@ -47,12 +47,12 @@ def row_means(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
         U = T.meta_var(units(setting, B)[0])
         N = T.meta_var(units(setting, B)[1] * T.int64(rows))
         cap = T.meta_var(capacity(setting, N if setting.scope == "batch" else rows))
-        X = T.match_buffer(x, (B, T.int64(H), T.int64(W), T.int64(C)), "float32")
+        X = T.match_buffer(x, (B, T.int64(H), T.int64(W), T.int64(C)), dtype)
         lead = T.match_buffer(le, (U, N), "int32")
         last = T.match_buffer(la, (U, N), "int32")
         shared = T.match_buffer(sh, (B * T.int64(rows),), "int32")
         totals = T.match_buffer(to, (T.int64(2),), "int32")
-        centroids = T.match_buffer(ce, (U * cap, T.int64(K)), "float32")
+        centroids = T.match_buffer(ce, (U * cap, T.int64(K)), dtype)
         for block in T.thread_binding(BLOCKS, "blockIdx.x"):
             for part in T.thread_binding(columns, "blockIdx.y"):
                 for t in T.thread_binding(THREADS, "threadIdx.x"):
@@ -101,6 +101,6 @@ def row_means(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
                         for j in T.unroll(EACH):
                             k = T.meta_var(part * (THREADS * EACH) + j * THREADS + t)
                             if k < K:
-                                centroids[id, k] = base[j] + total[j] / T.cast(count[0], "float32")
+                                centroids[id, k] = T.cast(base[j] + total[j] / T.cast(count[0], "float32"), dtype)
 
     return kernel

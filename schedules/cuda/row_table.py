@@ -77,13 +77,13 @@ def insert_rows() -> tirx.PrimFunc:
 
 
 @functools.cache
-def match_rows(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
+def match_rows(geometry: ConvGeometry, setting: ReuseSetting, dtype: str = "float32") -> tirx.PrimFunc:
     """The representative of every row, and how many clusters its unit has; of ``exact`` rows the data are compared.
 
     A warp compares a row with its representative. Rows of one key that are not equal stay clusters of their own.
 
     Returns:
-        PrimFunc of X float32 [B, H, W, C], table int32 [U, slots], slot int32 [U, N], stats int32 [U, 2], whose
+        PrimFunc of X ``dtype`` [B, H, W, C], table int32 [U, slots], slot int32 [U, N], stats int32 [U, 2], whose
         clusters it counts, and the output lead int32 [U, N], a row of the unit.
     """
     g, exact = geometry, setting.hash == "exact"
@@ -95,7 +95,7 @@ def match_rows(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
         iy = n % rows // OW * SH - PT + k // C // KW * DH
         ix = n % rows % OW * SW - PL + k // C % KW * DW
         inside = T.And(T.And(iy >= 0, iy < H), T.And(ix >= 0, ix < W))
-        value = T.if_then_else(inside, X[image + n // rows, iy, ix, k % C], T.float32(0))
+        value = T.if_then_else(inside, T.cast(X[image + n // rows, iy, ix, k % C], "float32"), T.float32(0))
         return T.reinterpret("int32", value)
 
     @T.inline
@@ -123,7 +123,7 @@ def match_rows(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFunc:
         G = T.meta_var(units(setting, B)[1])
         N = T.meta_var(G * T.int64(rows))
         slots = T.meta_var(table_size(setting, rows if setting.scope == "image" else N))
-        X = T.match_buffer(x, (B, T.int64(H), T.int64(W), T.int64(C)), "float32")
+        X = T.match_buffer(x, (B, T.int64(H), T.int64(W), T.int64(C)), dtype)
         table = T.match_buffer(ta, (U, slots), "int32")
         slot = T.match_buffer(sl, (U, N), "int32")
         stats = T.match_buffer(st, (U, T.int64(2)), "int32")

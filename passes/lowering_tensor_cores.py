@@ -1,0 +1,66 @@
+"""Products on tensor cores: which kernel, and weights in its layout, for the lowering of CUDA targets.
+
+Calls carry a ``precision`` (``LowerPrecision``); their weights are rounded to it already.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm import relax, te, tirx
+
+from adr_tvm import ops
+from adr_tvm.passes.lowering_dense import prepared
+from adr_tvm.precision import Precision
+from adr_tvm.schedules.cuda.tensor_gemm import packed_channel, padded_k, padded_m, tensor_gemm, tensor_gemm_of_rows
+from adr_tvm.schedules.cuda.tensor_tile import TensorTile, tensor_tile
+from adr_tvm.schedules.packing import te_lengthen
+
+Weights = tuple[relax.Expr, relax.Expr]
+
+
+def dense_on_tensor_cores(
+    bb: relax.BlockBuilder, call: relax.Call, rows: int, residual: bool
+) -> tuple[tirx.PrimFunc, Weights]:
+    """Kernel and packed weights of a dense call for a product of some rows."""
+    g, precision = ops.geometry_of(call), _precision(call)
+    tile = tensor_tile(rows, g.M)
+    return tensor_gemm(g, ops.activation_of(call), tile, precision, residual), _packed(bb, call, tile)
+
+
+def rows_on_tensor_cores(bb: relax.BlockBuilder, call: relax.Call, rows: int) -> tuple[tirx.PrimFunc, Weights]:
+    """The same for a list out of some rows, of a call that reuses."""
+    g, precision = ops.geometry_of(call), _precision(call)
+    tile = tensor_tile(rows, g.M)
+    kernel = tensor_gemm_of_rows(g, ops.activation_of(call), tile, precision, ops.setting_of(call))
+    return kernel, _packed(bb, call, tile)
+
+
+def _precision(call: relax.Call) -> Precision:
+    precision = ops.precision_of(call)
+    assert precision is not None
+    return precision
+
+
+def _packed(bb: relax.BlockBuilder, call: relax.Call, tile: TensorTile) -> Weights:
+    """Weights [M, K] and bias [M] of a call, padded with zeros to whole tiles, rows in the order of the kernel."""
+    g, precision = ops.geometry_of(call), _precision(call)
+    w, bias = call.args[1:3]
+    K, M, Kp, Mp = g.K, g.M, padded_k(g, tile, precision), padded_m(g, tile)
+    order = [packed_channel(row) for row in range(Mp)]
+
+    def pack(v: np.ndarray) -> np.ndarray:
+        return np.pad(v.reshape(K, M).T, ((0, Mp - M), (0, Kp - K)))[order]
+
+    def te_pack(t: te.Tensor) -> te.Tensor:
+        def entry(row: tirx.Var, k: tirx.Var) -> tirx.PrimExpr:
+            m = packed_channel(row)
+            k_in, m_in = tirx.min(k, K - 1), tirx.min(m, M - 1)
+            place = (k_in, m_in) if len(t.shape) == 2 else (k_in // (g.KW * g.C), k_in // g.C % g.KW, k_in % g.C, m_in)
+            return tirx.if_then_else(tirx.all(k < K, m < M), t[place], tirx.const(0.0, precision.storage))
+
+        return te.compute((tirx.const(Mp, "int64"), tirx.const(Kp, "int64")), entry, name="pack_weights")
+
+    return (
+        prepared(bb, w, pack, te_pack),
+        prepared(bb, bias, lambda v: np.pad(v, (0, Mp - M)), lambda t: te_lengthen(t, Mp - M)),
+    )
