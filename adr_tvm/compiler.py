@@ -278,7 +278,7 @@ def _predicted_cost(options: CompileOptions, threads: int, lanes: int) -> CostMo
         return (Int8Cost if options.dtype == "int8" else BareCCost).of(options.entry)
     from adr_tvm.planner.core_cost import foreign_cost_model
 
-    return foreign_cost_model(options.entry, options.cost_model, threads, lanes)
+    return foreign_cost_model(options.entry, options.cost_model, threads, lanes, options.precision is not None)
 
 
 @contextmanager

@@ -145,7 +145,7 @@ class CompileOptions:
 
     @property
     def precision(self) -> Precision | None:
-        """The data type that a GPU's tensor cores multiply; None: none of them, products are fp32 or integers."""
+        """The data type that tensor cores, or an Arm core, multiply; None: products are fp32 or integers."""
         return PRECISIONS.get(self.dtype)
 
     @property
@@ -257,13 +257,24 @@ class CompileOptions:
             return
         gpu = self.entry.gpu
         if gpu is None:
-            names = ", ".join(name for name, entry in TARGETS.items() if entry.gpu is not None)
-            raise UsageError(f"--dtype {self.dtype} is for CUDA targets ({names}), not for {self.entry.name}")
+            self._check_half()
+            return
         able = [name for name in gpu.architectures if has_tensor_cores(name, self.precision)]
         lacking = [name for name in gpu.architectures if name not in able]
         if lacking:
             way = f"compile for later ones, --arch {','.join(able)}" if able else "use --dtype fp16"
             raise UsageError(f"--dtype {self.dtype} is not known to the tensor cores of {', '.join(lacking)}: {way}")
+
+    def _check_half(self) -> None:
+        """Whether an Arm core computes in the data type."""
+        if self.dtype != "fp16" or not self.entry.has_half or self.emit == "c":
+            names = ", ".join(name for name, entry in TARGETS.items() if entry.gpu is not None)
+            half = ", ".join(name for name, entry in TARGETS.items() if entry.has_half)
+            also = f" and Arm cores that compute in it ({half})" if self.dtype == "fp16" else ""
+            where = "--emit c" if self.emit == "c" else self.entry.name
+            raise UsageError(f"--dtype {self.dtype} is for CUDA targets ({names}){also}, not for {where}")
+        if self.rpc is not None:
+            raise UsageError("--rpc cannot go with --dtype fp16: boards measure in fp32")
 
     def _check_metric(self) -> None:
         if self.min_psnr is not None and self.metric not in ("auto", "psnr"):

@@ -104,6 +104,11 @@ class TargetEntry:
         return self.triple == BARE_METAL
 
     @property
+    def has_half(self) -> bool:
+        """Whether it is an Arm core that computes in fp16."""
+        return self.triple == AARCH64 and self.gpu is None and "+fullfp16" in self.mattr
+
+    @property
     def takes_bare_c(self) -> bool:
         """Whether bare C can be written for it: for a microcontroller, or a 64-bit Arm core."""
         return self.triple in (BARE_METAL, AARCH64) and self.gpu is None

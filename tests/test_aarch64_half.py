@@ -1,22 +1,35 @@
-"""fp16 on 64-bit Arm, emulated: the dense kernel."""
+"""fp16 on 64-bit Arm, emulated: the dense kernel, networks against fp32, and what is refused."""
 
 from __future__ import annotations
 
+import json
+import re
+
 import numpy as np
+import onnxruntime
 import pytest
+import tvm
+from bundles import REUSE, classifier, images, make_bundle
+from onnx_graphs import save
 from tvm import relax
 
 from adr_tvm._tvm import tensor_type
 from adr_tvm.activation import Activation
-from adr_tvm.build import compile_lowered
+from adr_tvm.build import build_plan, compile_lowered
+from adr_tvm.cli.compile import main
 from adr_tvm.geometry import ConvGeometry
+from adr_tvm.loaded_network import LoadedNetwork
+from adr_tvm.options import CompileOptions
 from adr_tvm.passes import pipeline
+from adr_tvm.plan import ReusePlan
+from adr_tvm.planner.core_cost import foreign_cost_model
 from adr_tvm.reference import conv2d
 from adr_tvm.schedules.dense_conv2d import Destination, dense_conv2d
 from adr_tvm.schedules.packing import pack_weights, pad_channels
 from adr_tvm.schedules.tuned import half_conv_schedule
 from adr_tvm.targets import find_target
 from tests import aarch64
+from tests.test_int8_network import residual_network, smooth_images
 
 needs_arm = pytest.mark.skipif(aarch64.missing() is not None, reason=str(aarch64.missing()))
 TARGET = find_target("rpi5").make(1)
@@ -70,3 +83,65 @@ def test_dense(name, networks):
     expected = np.maximum(expected + (residual[0] if residual else 0), 0)
     assert np.abs(y - expected).max() < TOLERANCE * np.abs(expected).max()
     np.testing.assert_array_equal(y, y.astype(np.float16))
+
+
+def in_fp16(model, folder, plan=None):
+    """A network compiled for a Raspberry Pi 5 under a plan (None: dense), ready to run."""
+    loaded = LoadedNetwork(model, CompileOptions(target="rpi5", dtype="fp16"))
+    plan = plan or ReusePlan(loaded.checked.sha256, "rpi5", 0, "none", None, {}, dtype="fp16")
+    library = build_plan(loaded.mod, plan, loaded.target, precision=loaded.options.precision)
+    return aarch64.Emulated(library, folder)
+
+
+@needs_arm
+def test_a_dense_network(tmp_path):
+    """A residual, depthwise and strided convolutions, pools, a concatenation."""
+    model, x = save(residual_network(), tmp_path), smooth_images(1, 3, 10, 12)
+    (expected,) = onnxruntime.InferenceSession(str(model)).run(None, {"x": x})
+    _, (y,) = in_fp16(model, tmp_path)("main", [x])
+    assert y.dtype == np.float32
+    assert 0 < np.abs(y - expected).max() < 1e-2 * np.abs(expected).max()
+
+
+@needs_arm
+def test_a_network_with_reuse(tmp_path):
+    """A lossless layer and one of centroids; the first image is noise, which runs dense."""
+    model, x = make_bundle(tmp_path / "net", classifier(), REUSE), images(4)
+    loaded = LoadedNetwork(model, CompileOptions())
+    plan = ReusePlan.load(tmp_path / "net" / "plan.json")
+    here = relax.VirtualMachine(build_plan(loaded.mod, plan, loaded.host), tvm.cpu())
+    emulated = in_fp16(model, tmp_path, plan)
+    expected = here["main_counts"](tvm.runtime.tensor(x))[0]
+    _, found = emulated("main_counts", [x])
+    np.testing.assert_allclose(found[0], expected.numpy(), rtol=0, atol=1e-2 * np.abs(expected.numpy()).max())
+    np.testing.assert_array_equal(found[2][:, 1], [0, 1, 1, 1])
+    _, (y,) = emulated("dense", [x])
+    (dense,) = onnxruntime.InferenceSession(str(model)).run(None, {"x": x})
+    np.testing.assert_allclose(y, dense, rtol=0, atol=1e-2 * np.abs(dense).max())
+
+
+@needs_arm
+def test_the_command(tmp_path):
+    argv = [save(classifier(), tmp_path), "--target", "rpi5", "--dtype", "fp16", "-o", tmp_path / "net", "-q"]
+    assert main([str(each) for each in argv]) == 0
+    assert json.loads((tmp_path / "net" / "plan.json").read_text())["dtype"] == "fp16"
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--target", "rpi4"], r"Arm cores that compute in it \(rpi5, jetson-cpu, .*neoverse\), not for rpi4"),
+        (["--target", "rpi5", "--emit", "c"], "not for --emit c"),
+        (["--target", "rpi5", "--rpc", "board:9090"], "--rpc cannot go with --dtype fp16: boards measure in fp32"),
+    ],
+)
+def test_refused(options, said, capsys):
+    assert main(["no-such-model.onnx", "--dtype", "fp16", *options]) == 2
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_predicted_times():
+    g, entry = GEOMETRIES["3x3"], find_target("rpi5")
+    full, half = (foreign_cost_model(entry, None, 4, 4, half) for half in (False, True))
+    assert half.dense_seconds(g, 1) < full.dense_seconds(g, 1) < 2 * half.dense_seconds(g, 1)
+    assert half.source.endswith("dense layers in fp16") and half.sha256 != full.sha256
