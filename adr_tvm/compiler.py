@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from adr_tvm.deploy.threads import set_threads
 from adr_tvm.errors import BoardError, GoalUnmetError, UsageError
-from adr_tvm.options import CompileOptions
+from adr_tvm.options import DEFAULT_C_TARGET, CompileOptions
 from adr_tvm.progress import get_log, progress
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CompileOptions", "CompileResult", "compile_model", "default_output"]
 
+DEFAULT_TARGET_NOTE = (
+    f"--emit c without --target: sizes and times are those of a {DEFAULT_C_TARGET}, the C compiles for any machine."
+)
 CALIBRATION_HINT = (
     "no calibration data, so only lossless reuse is considered; with --calib layers may also reuse "
     "approximately, within the accuracy budget"
@@ -96,11 +99,13 @@ def compile_model(
     entry = options.entry
     running = set_threads(None if entry.foreign else options.threads)  # here, even where the target is elsewhere
     threads = (options.threads or entry.cores or running) if entry.foreign else running
+    bare_c = options.emit == "c"  # which runs on one thread
+    threads = 1 if bare_c else threads
 
     from adr_tvm.build import code_objects_of
     from adr_tvm.deploy import bundle
     from adr_tvm.deploy.linux_bundle import find_parts
-    from adr_tvm.deploy.toolchain import toolchain_of
+    from adr_tvm.deploy.toolchain import c_toolchain_of, toolchain_of
     from adr_tvm.loaded_network import LoadedNetwork
     from adr_tvm.report.html import write_report
     from adr_tvm.report.results import Timings
@@ -110,7 +115,7 @@ def compile_model(
     from adr_tvm.tuning.plan import tune_plan, tuning_on
     from adr_tvm.tuning.tuner import tune_network
 
-    toolchain_of(entry).check()
+    (c_toolchain_of if bare_c else toolchain_of)(entry).check()
     with code_objects_of(entry):
         pass  # its compiler and libraries, before the model is read
     linux = find_parts(entry, options.runtime_dir) if options.emit == "bundle" else None
@@ -121,7 +126,7 @@ def compile_model(
             options = replace(options, threads=threads)
         network = LoadedNetwork(model_path, options)
         samples, plan = network.open_calibration(calibration), network.given_plan()
-        if entry.bare_metal:
+        if bare_c:
             from adr_tvm.bare_c.bundle import check_operators, dense_plan
 
             check_operators(network.mod, network.checked)
@@ -139,7 +144,7 @@ def compile_model(
             if database is not None:
                 outcome = replace(outcome, result=with_tuning(outcome.result, network.mod, database))
             excess = ""
-            if entry.bare_metal:
+            if bare_c:
                 outcome, excess = _write_bare_c(network, samples, outcome, staging)
             else:
                 made = (network.checked, outcome.plan, network.mod, network.target, entry, linux)
@@ -172,7 +177,10 @@ def _write_bare_c(
     """Write the C files; returns the outcome with what they take, and which limits of memory are missed."""
     from adr_tvm.bare_c.bundle import c_network, excess, int8_network, write_c_bundle
 
-    made, notes = c_network(network.mod, network.checked, outcome.plan), list(outcome.result.notes)
+    blob = network.options.weights == "blob"
+    made, notes = c_network(network.mod, network.checked, outcome.plan, blob), list(outcome.result.notes)
+    if network.options.target is None and network.options.target_json is None:
+        notes.append(DEFAULT_TARGET_NOTE)
     if network.options.dtype == "int8":
         assert samples is not None
         made, note = int8_network(made, samples)
@@ -201,7 +209,6 @@ def _plan_layers(
     from adr_tvm.passes.emulate_precision import EmulatePrecision
     from adr_tvm.passes.mark_candidates import find_candidates
     from adr_tvm.planner.board_clock import BoardClock
-    from adr_tvm.planner.core_cost import foreign_cost_model
     from adr_tvm.planner.cost_file import find_cost_model, recorded
     from adr_tvm.planner.gpu_cost import gpu_cost_model
     from adr_tvm.planner.predicted_clock import PredictedClock
@@ -237,7 +244,7 @@ def _plan_layers(
             cost = gpu_cost_model(options.entry, options.precision)
         else:
             cost = recorded(timings, threads) if options.cost_model is None else None
-            cost = cost or foreign_cost_model(options.entry, options.cost_model, threads, lanes, options.dtype)
+            cost = cost or _predicted_cost(options, threads, lanes)
         candidates = find_candidates(network.mod["main"], "main", network.rules)
         clock = PredictedClock(cost, options.entry.name, candidates)
         if board is not None:
@@ -260,6 +267,18 @@ def _plan_layers(
     )
     made = plan or replace(outcome.plan, target=options.entry.name)
     return replace(outcome, plan=replace(made, dtype=options.dtype), result=result)
+
+
+def _predicted_cost(options: CompileOptions, threads: int, lanes: int) -> CostModel:
+    """What times of another machine's processor are predicted with."""
+    if options.emit == "c":
+        from adr_tvm.bare_c.cost import BareCCost
+        from adr_tvm.bare_c.int8_cost import Int8Cost
+
+        return (Int8Cost if options.dtype == "int8" else BareCCost).of(options.entry)
+    from adr_tvm.planner.core_cost import foreign_cost_model
+
+    return foreign_cost_model(options.entry, options.cost_model, threads, lanes, options.precision is not None)
 
 
 @contextmanager

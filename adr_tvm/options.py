@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 EMITTED = ("library", "bundle", "c")
 FLOAT32 = ("float32", "fp32")  # two names of the default
 DTYPES = (*FLOAT32, "int8", *PRECISIONS)
+WEIGHTS = ("arrays", "blob")
+DEFAULT_C_TARGET = "cortex-m4"
 METRIC_NAMES = ("auto", "top1", "agreement", "psnr", "nmse")
 
 
@@ -40,7 +42,7 @@ class CompileOptions:
     """What to compile for, how accurate it must stay and what may be tried.
 
     Attributes:
-        target: one of ``adr_tvm.targets``.
+        target: one of ``adr_tvm.targets``; None: this machine's ``cpu``, for ``c`` ``DEFAULT_C_TARGET``.
         target_json: file that describes another target in TVM's words; in place of ``target``.
         arch: architectures that a CUDA target gets machine code for, such as ``sm_80,sm_90``; None: the target's own.
         input_shapes: shapes to fix, by input name; a name as first dimension leaves the batch symbolic.
@@ -66,9 +68,10 @@ class CompileOptions:
         batch_size: samples in a calibration batch; None: the model's own, 32 where it is free.
         min_speedup: goal for dense time / reuse time of the network.
         emit: ``library``: the folder that ``adr_tvm.load`` takes; ``bundle``: also what C and C++ need to run it;
-            ``c``: self-contained C99 for a microcontroller.
+            ``c``: self-contained C99, for a microcontroller or a 64-bit Arm core.
         dtype: of activations and weights: ``float32`` (or ``fp32``); for ``c`` ``int8``, quantised with the calibration
             data; for CUDA targets ``tf32``, ``bf16`` or ``fp16``, on tensor cores.
+        weights: where constants of ``c`` are: ``arrays`` of its sources, or ``blob``: in a file, ``weights.bin``.
         max_ram, max_flash: goals in bytes for ``c``: arena, inputs and outputs; constants and code.
         runtime_dir: folder with TVM's runtime for the target, or its wheels; None: this machine's, where it fits.
         dump_ir: folder that takes the module after each pass.
@@ -81,7 +84,7 @@ class CompileOptions:
         UsageError: a value out of range, or options that contradict each other.
     """
 
-    target: str = "cpu"
+    target: str | None = None
     target_json: str | Path | None = None
     arch: str | None = None
     input_shapes: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
@@ -109,6 +112,7 @@ class CompileOptions:
     min_speedup: float | None = None
     emit: str = "library"
     dtype: str = "float32"
+    weights: str = "arrays"
     max_ram: int | None = None
     max_flash: int | None = None
     runtime_dir: str | Path | None = None
@@ -130,7 +134,8 @@ class CompileOptions:
     @cached_property
     def entry(self) -> TargetEntry:
         """What to compile for."""
-        found = find_target(self.target) if self.target_json is None else read_target(self.target_json)
+        named = self.target or (DEFAULT_C_TARGET if self.emit == "c" else "cpu")
+        found = find_target(named) if self.target_json is None else read_target(self.target_json)
         return found if self.arch is None else with_architectures(found, self.arch)
 
     @cached_property
@@ -140,7 +145,7 @@ class CompileOptions:
 
     @property
     def precision(self) -> Precision | None:
-        """The data type that a GPU's tensor cores multiply; None: none of them, products are fp32 or integers."""
+        """The data type that tensor cores, or an Arm core, multiply; None: products are fp32 or integers."""
         return PRECISIONS.get(self.dtype)
 
     @property
@@ -156,22 +161,22 @@ class CompileOptions:
         return {flag: value for flag, value in named.items() if value is not None}
 
     def _check_target(self) -> None:
-        if self.target_json is not None and self.target != "cpu":
+        if self.target_json is not None and self.target is not None:
             raise UsageError("--target and --target-json both say what to compile for: give one")
         if self.rpc is None and self.key is not None:
             raise UsageError("--key names a board of --rpc HOST:PORT, which is missing")
         if self.board is not None and not self.entry.foreign:
             raise UsageError("--rpc needs the board's --target, or its --target-json; cpu is this machine")
-        if self.entry.bare_metal != (self.emit == "c"):
-            if self.emit == "c":
-                names = " or ".join(name for name, entry in TARGETS.items() if entry.bare_metal)
-                raise UsageError(f"--emit c is for microcontrollers: --target {names}; the C compiles for any machine")
+        if self.entry.bare_metal and self.emit != "c":
             raise UsageError(f"--target {self.entry.name} has no operating system to load a library: add --emit c")
-        if self.entry.bare_metal:
-            single = (("--threads", self.threads), ("--cost-model", self.cost_model))
+        if self.emit == "c":
+            if not self.entry.takes_bare_c:
+                names = ", ".join(name for name, entry in TARGETS.items() if entry.takes_bare_c)
+                raise UsageError(f"--emit c is for --target {names}; the C compiles for any machine")
+            single = (("--threads", self.threads), ("--cost-model", self.cost_model), ("--rpc", self.rpc))
             needless = [flag for flag, value in single if value is not None]
             if needless:
-                raise UsageError(f"{' and '.join(needless)} cannot go with --emit c, which runs on one core")
+                raise UsageError(f"{' and '.join(needless)} cannot go with --emit c: it runs on one core, unmeasured")
         if self.board is not None or not self.entry.foreign:
             return
         if self.entry.gpu is not None:
@@ -226,10 +231,13 @@ class CompileOptions:
             ("--scope", self.scope, SCOPES),
             ("--emit", self.emit, EMITTED),
             ("--dtype", self.dtype, DTYPES),
+            ("--weights", self.weights, WEIGHTS),
         ):
             if value is not None and value not in allowed:
                 raise UsageError(f"{flag} is {value!r}, expected one of {', '.join(allowed)}")
         if self.emit != "c":
+            if self.weights != "arrays":
+                raise UsageError(f"--weights {self.weights} is for --emit c")
             for flag, limit in (("--max-ram", self.max_ram), ("--max-flash", self.max_flash)):
                 if limit is not None:
                     raise UsageError(f"{flag} is for --emit c")
@@ -249,13 +257,24 @@ class CompileOptions:
             return
         gpu = self.entry.gpu
         if gpu is None:
-            names = ", ".join(name for name, entry in TARGETS.items() if entry.gpu is not None)
-            raise UsageError(f"--dtype {self.dtype} is for CUDA targets ({names}), not for {self.entry.name}")
+            self._check_half()
+            return
         able = [name for name in gpu.architectures if has_tensor_cores(name, self.precision)]
         lacking = [name for name in gpu.architectures if name not in able]
         if lacking:
             way = f"compile for later ones, --arch {','.join(able)}" if able else "use --dtype fp16"
             raise UsageError(f"--dtype {self.dtype} is not known to the tensor cores of {', '.join(lacking)}: {way}")
+
+    def _check_half(self) -> None:
+        """Whether an Arm core computes in the data type."""
+        if self.dtype != "fp16" or not self.entry.has_half or self.emit == "c":
+            names = ", ".join(name for name, entry in TARGETS.items() if entry.gpu is not None)
+            half = ", ".join(name for name, entry in TARGETS.items() if entry.has_half)
+            also = f" and Arm cores that compute in it ({half})" if self.dtype == "fp16" else ""
+            where = "--emit c" if self.emit == "c" else self.entry.name
+            raise UsageError(f"--dtype {self.dtype} is for CUDA targets ({names}){also}, not for {where}")
+        if self.rpc is not None:
+            raise UsageError("--rpc cannot go with --dtype fp16: boards measure in fp32")
 
     def _check_metric(self) -> None:
         if self.min_psnr is not None and self.metric not in ("auto", "psnr"):

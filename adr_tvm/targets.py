@@ -2,7 +2,7 @@
 
 ``cpu`` is this machine. Every other target is *foreign*: its code is linked by a cross compiler
 (``adr_tvm/deploy/toolchain.py``), nothing of it runs here, and planning predicts its times from its core
-(``adr_tvm/planner/core_cost.py``; of a microcontroller, which has no operating system and takes bare C,
+(``adr_tvm/planner/core_cost.py``; of bare C, which is all that a microcontroller without operating system takes,
 ``adr_tvm/bare_c/cost.py``) or its GPU (``adr_tvm/planner/gpu_cost.py``).
 """
 
@@ -77,6 +77,7 @@ class TargetEntry:
         make: builds TVM's target for a number of threads (None: the target's own); imports TVM.
         triple: GNU name of the system; None: this machine.
         mcpu: LLVM's name of the core; empty: this machine's.
+        mattr: LLVM's names of its features, where they are not left to ``mcpu``.
         cores: threads that work divides among by default; None: this machine's physical cores.
         core: what to predict times from; None where nothing is known.
         gpu: where kernels run, if not on the processor.
@@ -90,6 +91,7 @@ class TargetEntry:
     cores: int | None = None
     core: Core | None = None
     gpu: Gpu | None = None
+    mattr: tuple[str, ...] = ()
 
     @property
     def foreign(self) -> bool:
@@ -100,6 +102,16 @@ class TargetEntry:
     def bare_metal(self) -> bool:
         """Whether it has no operating system, so that it takes bare C and nothing else."""
         return self.triple == BARE_METAL
+
+    @property
+    def has_half(self) -> bool:
+        """Whether it is an Arm core that computes in fp16."""
+        return self.triple == AARCH64 and self.gpu is None and "+fullfp16" in self.mattr
+
+    @property
+    def takes_bare_c(self) -> bool:
+        """Whether bare C can be written for it: for a microcontroller, or a 64-bit Arm core."""
+        return self.triple in (BARE_METAL, AARCH64) and self.gpu is None
 
 
 def _this_cpu(_threads: int | None = None) -> tvm.target.Target:
@@ -117,7 +129,7 @@ def _foreign(
 
         return foreign_target(triple, mcpu, mattr, threads or cores)
 
-    return TargetEntry(name, description, make, triple, mcpu, cores, core)
+    return TargetEntry(name, description, make, triple, mcpu, cores, core, mattr=tuple(mattr))
 
 
 def _microcontroller(name: str, description: str) -> TargetEntry:

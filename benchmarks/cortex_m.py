@@ -22,7 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
+from adr_tvm.bare_c.emit import C_TYPES
 from adr_tvm.bare_c.footprint import compiler_flags
+from adr_tvm.targets import TARGETS
 from benchmarks.bare_c import INSTRUCTIONS_PER_TICK, QEMU
 
 BOARDS = {"cortex-m4": ("mps2-an386", "0x21000000"), "cortex-m7": ("mps2-an500", "0x60000000")}
@@ -93,8 +95,7 @@ def _run(folder: Path, sample: np.ndarray, core: str, functions: list[str]) -> d
     machine, slow = BOARDS[core]
     manifest = json.loads((folder / "model.json").read_text())
     tensors = [*manifest["inputs"], *manifest["outputs"]]
-    types = {"float32": "float", "int8": "int8_t", "int32": "int32_t"}
-    buffers = [f"{types[t['dtype']]} {t['name']}[MODEL_{t['name'].upper()}_ELEMENTS]" for t in tensors]
+    buffers = [f"{C_TYPES[t['dtype']]} {t['name']}[MODEL_{t['name'].upper()}_ELEMENTS]" for t in tensors]
     reads = [f"(board_read(file, {t['name']}, (int32_t)sizeof {t['name']}) != (int32_t)sizeof {t['name']})"
              for t in manifest["inputs"]]  # fmt: skip
     wraps = " ".join(f"WRAP({i}, {name})" for i, name in enumerate(functions))
@@ -110,7 +111,7 @@ def _run(folder: Path, sample: np.ndarray, core: str, functions: list[str]) -> d
         (work / "network.h").write_text("\n".join(header) + "\n")
         sample.tofile(work / "input.bin")
         here = Path(__file__).with_name("cortex_m_count.c")
-        command = ["arm-none-eabi-gcc", *compiler_flags(core), "-DBOARD_TICKS_PER_SECOND=25000000"]
+        command = ["arm-none-eabi-gcc", *compiler_flags(TARGETS[core]), "-DBOARD_TICKS_PER_SECOND=25000000"]
         command += ["-ffunction-sections", "-fdata-sections", f"-I{folder}", f"-I{example}", f"-I{work}"]
         command += [str(here), str(example / "mps2.c"), *map(str, sorted(folder.glob("*.c")))]
         command += [f"-Wl,--wrap={name}" for name in functions]

@@ -95,7 +95,7 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         emulator = Emulator(Path(folder), runtime)
         for entry, mod in (("dense", loaded.mod), ("reuse", pipeline.run(_rewrite(plan), loaded.mod, loaded.target))):
-            library, size = _library(mod, loaded.target, Path(folder) / f"{entry}.so")
+            library, size = _library(mod, loaded, Path(folder) / f"{entry}.so")
             counts = emulator.count(library, "main", arrays)
             rows.append(Row("", entry, counts.total, counts.phases))
             sizes.append(Sizes(entry, *size, counts.memory))
@@ -121,13 +121,14 @@ def _lossless(loaded: Any) -> ReusePlan:
     return ReusePlan(loaded.checked.sha256, loaded.options.entry.name, 0, "none", None, layers)
 
 
-def _library(mod: tvm.IRModule, target: tvm.target.Target, path: Path) -> tuple[Path, tuple[int, int]]:
+def _library(mod: tvm.IRModule, loaded: Any, path: Path) -> tuple[Path, tuple[int, int]]:
     """(a library with its weights, sizes of code and weights)."""
     from tvm.support import cc
 
     from adr_tvm.build import build_module
 
-    built, link = build_module(mod, target), cc.cross_compiler(COMPILER)
+    built = build_module(mod, loaded.target, precision=loaded.options.precision)
+    link = cc.cross_compiler(COMPILER)
     built.export_library(str(path), fcompile=link)
     code, weights = built.without_weights()
     bare = path.with_suffix(".bare.so")
@@ -145,7 +146,7 @@ def _layers(
 
     names = [layer.layer for layer in loaded.layers]
     stamped = pipeline.run([StampLayers(names, mark_behind)], mod, loaded.target)
-    library, _ = _library(stamped, loaded.target, folder / f"{entry}-layers.so")
+    library, _ = _library(stamped, loaded, folder / f"{entry}-layers.so")
     sections = emulator.count(library, ENTRY, arrays).sections
     # Marks number from 1; between the two of a layer lies what it executes.
     found = [(name, sections.get(2 * i + 1, {})) for i, name in enumerate(names)]
@@ -164,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--input", metavar="FILE.npy", type=Path, action="append", help="of an ONNX file, one for each")
     parser.add_argument("--plan", metavar="PATH", help="of adr-compile (default: every layer reuses losslessly)")
     parser.add_argument("--target", metavar="NAME", default="rpi4", help="of adr-compile (default: rpi4)")
+    parser.add_argument("--dtype", metavar="NAME", default="float32", help="of adr-compile: float32 or fp16")
     parser.add_argument("--runtime-dir", metavar="DIR", type=Path, default=RUNTIME, help="default: .aarch64")
     parser.add_argument("--layers", action="store_true", help="count each layer too; takes two more runs")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write every number to FILE")
@@ -177,7 +179,7 @@ def _run(arguments: argparse.Namespace) -> None:
         plan = None if arguments.plan is None else ReusePlan.load(arguments.plan)
         names = input_names(load_proto(path, Limits())[0].graph)
         shapes = {name: x.shape for name, x in zip(names, arrays, strict=False)} if arguments.input else {}
-        options = CompileOptions(target=arguments.target, input_shapes=shapes)
+        options = CompileOptions(target=arguments.target, dtype=arguments.dtype, input_shapes=shapes)
         if not options.entry.foreign:
             raise UsageError("--target is this machine; the emulator runs 64-bit Arm")
         rows, sizes = measure(path, arrays, plan, options, arguments.runtime_dir, arguments.layers)

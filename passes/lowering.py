@@ -14,7 +14,7 @@ from tvm import relax, tirx
 from tvm.target import Target
 
 from adr_tvm import ops
-from adr_tvm._tvm import cpu_target, static_shape, tensor_type
+from adr_tvm._tvm import constant, cpu_target, dict_attrs, static_shape, tensor_type
 from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.passes.carried_ids import CarriedIds
@@ -44,6 +44,8 @@ def lower_call(
         target: CPU target; None is this machine.
         carried: compact activations of the function; lossless layers take and make such. None: the result is ordinary.
     """
+    if call.op.name not in (*ops.DENSE_OPS, ops.CONV2D_ADD) and str(call.args[0].ty.dtype) == "float16":
+        return _lower_in_float32(bb, call, target)
     if call.op.name == ops.GROUPED_CONV2D:
         return lower_grouped(bb, call, target or cpu_target())
     if call.op.name in (*ops.DENSE_OPS, ops.CONV2D_ADD):
@@ -53,6 +55,20 @@ def lower_call(
         lowered = lower_lossless(bb, call, target or cpu_target(), alone if carried is None else carried)
         return alone.expanded(lowered)
     return _Lowering(bb, call, target or cpu_target()).lower()
+
+
+def _lower_in_float32(bb: relax.BlockBuilder, call: relax.Call, target: Target | None) -> relax.Expr:
+    """A layer on float16 whose kernels are float32: data are cast, and the result back."""
+    x, w, *others = call.args
+    value = constant(w)
+    w = relax.op.astype(w, "float32") if value is None else relax.const(value.astype(np.float32))
+    attrs = {name: value for name, value in ops.attributes(call).items() if name != "precision"}
+    wide = relax.Call(call.op, [bb.emit(relax.op.astype(x, "float32")), w, *others], dict_attrs(**attrs))
+    result = lower_call(bb, bb.normalize(wide), target)
+    if isinstance(result, relax.Tuple):
+        y, *counted = result.fields
+        return relax.Tuple([bb.emit(relax.op.astype(y, "float16")), *counted])
+    return relax.op.astype(bb.emit(result), "float16")
 
 
 class _Lowering:

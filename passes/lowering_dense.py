@@ -16,7 +16,7 @@ from adr_tvm.schedules.dense_conv2d import Destination, dense_conv2d
 from adr_tvm.schedules.narrow_conv2d import is_narrow, narrow_conv2d
 from adr_tvm.schedules.packing import pack_weights, pad_channels, te_pack_weights, te_pad_channels
 from adr_tvm.schedules.register_tile import isa_of
-from adr_tvm.schedules.tuned import conv_schedule
+from adr_tvm.schedules.tuned import conv_schedule, half_conv_schedule
 
 
 def lower_dense(bb: relax.BlockBuilder, call: relax.Call, target: Target) -> relax.Expr:
@@ -31,12 +31,14 @@ def dense_kernel(
 ) -> tuple[Any, list[relax.Expr], relax.TensorType]:
     """The kernel of a call, its arguments, and the type of the tensor that it writes (to)."""
     g, x = ops.geometry_of(call), image_of(bb, call)
-    image = tensor_type([x.ty.shape[0], g.OH, g.OW, g.M if to.channels is None else to.channels])
-    if to == Destination() and is_narrow(isa_of(target), g):
+    dtype = str(x.ty.dtype)
+    image = tensor_type([x.ty.shape[0], g.OH, g.OW, g.M if to.channels is None else to.channels], dtype)
+    if dtype == "float32" and to == Destination() and is_narrow(isa_of(target), g):
         func, NR = narrow_conv2d(g, ops.activation_of(call), isa_of(target)), g.M
     else:
-        schedule = conv_schedule(target, g, static_shape(x)[0])
-        func, NR = dense_conv2d(g, ops.activation_of(call), schedule, to), schedule.tile.NR
+        choose = half_conv_schedule if dtype == "float16" else conv_schedule
+        schedule = choose(target, g, static_shape(x)[0])
+        func, NR = dense_conv2d(g, ops.activation_of(call), schedule, to, dtype), schedule.tile.NR
     return bb.add_func(func, "adr_conv2d"), [x, *packed_weights(bb, call, g, NR), *call.args[3:]], image
 
 

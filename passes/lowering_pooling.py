@@ -12,13 +12,13 @@ from adr_tvm.schedules.spatial_mean import spatial_mean
 
 
 def pool_geometry(call: relax.Call) -> ConvGeometry | None:
-    """Geometry of a call of ``nn.max_pool2d`` or ``nn.avg_pool2d``; None where it is not NHWC float32 of fixed size.
+    """Geometry of a call of ``nn.max_pool2d`` or ``nn.avg_pool2d``; None where it is not NHWC of a fixed size.
 
     What windows that reach over the edge in ceil mode lack, they find in more padding.
     """
     a, shape, out = call.attrs, static_shape(call.args[0]), static_shape(call)
     layouts = (str(a.layout), str(a.out_layout))
-    if layouts != ("NHWC", "NHWC") or str(call.ty.dtype) != "float32" or None in shape[1:]:
+    if layouts != ("NHWC", "NHWC") or None in shape[1:]:
         return None
     _, H, W, C = shape
     (KH, KW), (SH, SW), (DH, DW) = ([int(v) for v in values] for values in (a.pool_size, a.strides, a.dilation))
@@ -36,11 +36,12 @@ def pool_padding(call: relax.Call) -> tuple[int, int, int, int]:
 
 
 def lower_pool(bb: relax.BlockBuilder, call: relax.Call, isa: Isa) -> relax.Expr | None:
-    """The lowered form of ``nn.max_pool2d`` or ``nn.avg_pool2d``; None where it is not NHWC float32 of a fixed size."""
-    geometry = pool_geometry(call)
-    if geometry is None:
-        return None
+    """The lowered form of ``nn.max_pool2d`` or ``nn.avg_pool2d``; None where it is not NHWC of a fixed size, in float32
+    or, of a maximum, float16."""
+    geometry, dtype = pool_geometry(call), str(call.ty.dtype)
     kind: Kind = "max" if is_op(call, "relax.nn.max_pool2d") else "average"
+    if geometry is None or not (dtype == "float32" or (dtype == "float16" and kind == "max")):
+        return None
     padding = pool_padding(call)
     if kind == "average" and call.attrs.count_include_pad and any(padding):
         if geometry.padding != padding:
@@ -49,7 +50,7 @@ def lower_pool(bb: relax.BlockBuilder, call: relax.Call, isa: Isa) -> relax.Expr
     windows = (geometry.OH, geometry.OW, *geometry.padding)
     if kind == "average" and windows == (1, 1, 0, 0, 0, 0) and (geometry.KH, geometry.KW) == (geometry.H, geometry.W):
         return _mean(bb, call, isa)
-    kernel = bb.add_func(pool2d(geometry, kind, isa, static_shape(call.args[0])[0]), "adr_pool2d")
+    kernel = bb.add_func(pool2d(geometry, kind, isa, static_shape(call.args[0])[0], dtype), "adr_pool2d")
     return relax.call_tir(kernel, [call.args[0]], call.ty)
 
 

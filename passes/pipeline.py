@@ -136,21 +136,24 @@ def lower(target: Target, precision: Precision | None = None) -> Passes:
 
     Args:
         target: what the kernels are for.
-        precision: data type to run in; None: fp32. Only CUDA has kernels for others.
+        precision: data type to run in; None: fp32. For a CPU there is fp16 beside it.
     """
     if is_cuda(target):
         return _lower_for_cuda(target, precision)
-    if precision is not None:
+    if precision is not None and precision.name != "fp16":
         raise ValueError(f"{precision.name} has no kernels for {target.kind.name}")
-    return _lower_for_cpu(target)
+    return _lower_for_cpu(target, precision)
 
 
-def _lower_for_cpu(target: Target) -> Passes:
+def _lower_for_cpu(target: Target, precision: Precision | None) -> Passes:
     return [
-        # Lossless layers need data that repeat: without, the rest of the network runs as if there were none.
-        BranchOnRepetition(),
+        # Lossless layers need data that repeat: without, the rest of the network runs as if there were none. In fp16
+        # such a layer computes in fp32, and its neighbours see no ids.
+        *([BranchOnRepetition()] if precision is None else []),
         FuseResidual(),
         FuseLrn(),
+        # Activations and weights in 16 bits.
+        *([] if precision is None else [LowerPrecision(precision)]),
         # cluster -> GEMM -> scatter, and the dense kernels.
         LowerOperators(target),
         # Pooling, normalisation and what else has a kernel of its own.

@@ -26,19 +26,23 @@ def splat(value, lanes: int):
     return T.Broadcast(value, lanes) if lanes > 1 else value
 
 
+def cast(value: Expr, dtype: str, lanes: int) -> Expr:
+    """A vector of ``lanes`` in another element type; one lane is a scalar."""
+    return T.cast(value, dtype if lanes == 1 else f"{dtype}x{lanes}")
+
+
 class Accumulators:
-    """rows x vectors float32 vectors of ``lanes``; made and used while a kernel is parsed.
+    """rows x vectors vectors of ``lanes`` numbers, of float32 or float16; made and used while a kernel is parsed.
 
     Every method emits the statements for all rows and vectors.
     """
 
-    def __init__(self, rows: int, vectors: int, lanes: int):
-        self.rows, self.vectors, self.lanes = rows, vectors, lanes
+    def __init__(self, rows: int, vectors: int, lanes: int, dtype: str = "float32"):
+        self.rows, self.vectors, self.lanes, self.dtype = rows, vectors, lanes, dtype
         self._together = max(1, (STACK_BYTES - 1) // (4 * lanes))  # rows of one buffer
         parts = -(-rows // self._together)
         self._buffers = [
-            [T.alloc_buffer((min(rows, self._together), lanes), "float32") for _ in range(vectors)]
-            for _ in range(parts)
+            [T.alloc_buffer((min(rows, self._together), lanes), dtype) for _ in range(vectors)] for _ in range(parts)
         ]
 
     def vector(self, i: int, v: int) -> Expr:
@@ -58,7 +62,7 @@ class Accumulators:
 
     def clear(self) -> None:
         """Set all to 0."""
-        self.fill(lambda _i, _v: splat(T.float32(0), self.lanes))
+        self.fill(lambda _i, _v: splat(tirx.const(0.0, self.dtype), self.lanes))
 
     def add_products(self, a: Callable[[int], Expr], b: Callable[[int], Expr]) -> None:
         """Add a(i) b(v) to vector v of row i: a(i) a scalar, b(v) a vector."""

@@ -13,6 +13,7 @@ from adr_tvm.schedules.register_tile import Isa, RegisterTile, conv_tile
 
 CHUNK_ROWS = 112  # with K_STEP entries each they take 240 KB: packed rows stay in L2 while the weights stream past
 K_STEP = 512
+HALF_K_STEP = 128  # entries that are added up in float16, between which sums are float32
 ONE_CHUNK_ROWS = 224  # up to this many rows, weights too large for L2 are read once, for one chunk
 SHORT_ROW = 256  # entries
 LARGE_WEIGHTS = 1024 * 1024  # bytes

@@ -4,6 +4,9 @@ A task takes a chunk of rows of X and a group of blocks of output channels. For 
 (im2col on the fly; 1x1 convolutions read them where they are), then multiplies panels of MR rows by blocks of NR
 channels in registers. Between steps partial sums wait in a buffer: they are the accumulators themselves, stored and
 loaded again, so that each output stays one FMA chain over K.
+
+In float16 X, weights, the residual and Y are half as wide, and so are accumulators: within a step, whose sums are added
+up in fp32, as are bias and residual. An output is then one chain of float16 for each step.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from tvm.script import tirx as T
 
 from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry
-from adr_tvm.schedules.accumulators import Accumulators, across
+from adr_tvm.schedules.accumulators import Accumulators, across, cast, splat
 from adr_tvm.schedules.conv_schedule import ConvSchedule, k_steps, reads_directly, schedule_for_tile
 from adr_tvm.schedules.epilogue import activation_expr
 from adr_tvm.schedules.im2col import copy_runs, copy_units
@@ -46,6 +49,17 @@ class Destination:
     origin: tuple[int, int] = (0, 0)
 
 
+class _Sums:
+    """Sums of a panel in memory, in the place of accumulators where rows are stored."""
+
+    def __init__(self, sums: tirx.Buffer, slot: Any, row: Any):
+        self.sums, self.slot, self.row = sums, slot, row
+
+    def entries(self, i: int, start: int, count: int) -> Any:
+        """Entries start to start + count of row i."""
+        return self.sums[self.slot, self.row + i, across(start, count)]
+
+
 def pieces(count: int, lanes: int) -> list[tuple[int, int]]:
     """A number of channels as (start, width) of vectors of ``lanes``, 8, 4, 2 and 1 channels."""
     found, start = [], 0
@@ -63,7 +77,12 @@ def to_cache(buffer: tirx.Buffer, *place: Any, level: int = 2) -> None:
 
 
 def conv_task(
-    geometry: ConvGeometry, activation: Activation, schedule: ConvSchedule, to: Destination, gather: Any = None
+    geometry: ConvGeometry,
+    activation: Activation,
+    schedule: ConvSchedule,
+    to: Destination,
+    gather: Any = None,
+    dtype: str = "float32",
 ):
     """Inline ``(X, packed, bias, R, Y, first, end, group)``: one chunk of rows, from row ``first`` of all images on.
 
@@ -90,7 +109,8 @@ def conv_task(
     # What the next chunk packs: the pixels that follow those of this one.
     packs = gather is None and not direct
     pixels_ahead = -(-MR * SH * SW * count // (KH * KW)) if schedule.fetch and packs else 0
-    runs, units = copy_runs(geometry), copy_units(geometry, steps)
+    runs, units = copy_runs(geometry, dtype), copy_units(geometry, steps, dtype)
+    half = dtype == "float16"
     act = activation_expr(activation)
     residual, offset, (YS, XS), (Y0, X0) = to.residual, to.offset, to.strides, to.origin
 
@@ -157,14 +177,18 @@ def conv_task(
                 lambda v: packed[block, step * width + k, across(v * lanes, lanes)],
             )
 
-    def write(acc, i, bias, R, Y, row, block, start, count):
-        """Channels start to start + count of the block, of row i of the accumulators."""
+    def write(acc, i, bias, R, Y, row, block, start, entries):
+        """Channels start to start + entries of the block, of row i of the accumulators."""
         image, y, x = row // rows, row % rows // OW, row % rows % OW
         m = block * NR + start
-        value = acc.entries(i, start, count) + bias[across(m, count)]
+        value = widened(acc.entries(i, start, entries), entries) + bias[across(m, entries)]
         if residual:
-            value = value + R[image, y, x, across(m, count)]
-        T.buffer_store(Y, act(value), [image, y * YS + Y0, x * XS + X0, across(offset + m, count)])
+            value = value + widened(R[image, y, x, across(m, entries)], entries)
+        value = cast(act(value), dtype, entries) if half else act(value)
+        T.buffer_store(Y, value, [image, y * YS + Y0, x * XS + X0, across(offset + m, entries)])
+
+    def widened(value, entries):
+        return cast(value, "float32", entries) if half else value
 
     def write_full(acc, i, bias, R, Y, row, block):
         for v in range(vectors):
@@ -193,14 +217,28 @@ def conv_task(
     @T.inline
     def one_row(X, packed, bias, R, Y, first, end, group):
         for slot in range(T.min(in_group, blocks - group * in_group)):
-            acc = T.meta_var(Accumulators(1, vectors, lanes))
-            acc.clear()
-            for k in range(K):
-                acc.add_products(
-                    lambda i: X[first * C + k],
-                    lambda v: packed[group * in_group + slot, k, across(v * lanes, lanes)],
-                )
-            store_row(acc, 0, bias, R, Y, first, group * in_group + slot)
+            if half:
+                total = T.meta_var(Accumulators(1, vectors, lanes))
+                total.clear()
+                for step in range(count):
+                    part = T.meta_var(Accumulators(1, vectors, lanes, dtype))
+                    part.clear()
+                    for k in range(T.min(width, K - step * width)):
+                        part.add_products(
+                            lambda i: X[first * C + (step * width + k)],
+                            lambda v: packed[group * in_group + slot, step * width + k, across(v * lanes, lanes)],
+                        )
+                    total.add(lambda i, v: widened(part.vector(i, v), lanes))
+                store_row(total, 0, bias, R, Y, first, group * in_group + slot)
+            else:
+                acc = T.meta_var(Accumulators(1, vectors, lanes))
+                acc.clear()
+                for k in range(K):
+                    acc.add_products(
+                        lambda i: X[first * C + k],
+                        lambda v: packed[group * in_group + slot, k, across(v * lanes, lanes)],
+                    )
+                store_row(acc, 0, bias, R, Y, first, group * in_group + slot)
 
     def load_sums(acc, sums, slot, row):
         acc.fill(lambda i, v: sums[slot, row + i, across(v * lanes, lanes)])
@@ -210,9 +248,17 @@ def conv_task(
             for v in range(vectors):
                 T.buffer_store(sums, acc.vector(i, v), [slot, row + i, across(v * lanes, lanes)])
 
+    def add_to_sums(acc, sums, slot, row, first_step):
+        """A step of float16 to the sums of those before."""
+        for i in range(MR):
+            for v in range(vectors):
+                place = [slot, row + i, across(v * lanes, lanes)]
+                before = splat(T.float32(0), lanes) if first_step else sums[tuple(place)]
+                T.buffer_store(sums, before + widened(acc.vector(i, v), lanes), place)
+
     @T.inline
     def many_rows(X, packed, bias, R, Y, first, end, group):
-        A = T.alloc_buffer((1 if direct else chunk, pitch), "float32")
+        A = T.alloc_buffer((1 if direct else chunk, pitch), dtype)
         sums = T.alloc_buffer((in_group if count > 1 else 1, chunk if count > 1 else 1, NR), "float32")
         panels = T.meta_var(T.min((end - first + (MR - 1)) // MR, schedule.panels))
         for step in range(count):
@@ -227,8 +273,10 @@ def conv_task(
                 if weights_ahead == 0:
                     touch(packed, block + 1, step, length)
                 for panel in range(panels):
-                    acc = T.meta_var(Accumulators(MR, vectors, lanes))
-                    if step == 0:
+                    acc = T.meta_var(Accumulators(MR, vectors, lanes, dtype))
+                    if half or count == 1:
+                        acc.clear()
+                    elif step == 0:
                         acc.clear()
                     else:
                         load_sums(acc, sums, slot, panel * MR)
@@ -236,7 +284,15 @@ def conv_task(
                         multiply_input(acc, X, first + panel * MR, end, panel, packed, block, step, length, after)
                     else:
                         multiply_packed(acc, X, first, A, panel, packed, block, step, length, after)
-                    if step == count - 1:
+                    if half and count > 1:
+                        if step == 0:
+                            add_to_sums(acc, sums, slot, panel * MR, True)
+                        else:
+                            add_to_sums(acc, sums, slot, panel * MR, False)
+                        if step == count - 1:
+                            kept = T.meta_var(_Sums(sums, slot, panel * MR))
+                            store(kept, bias, R, Y, first + panel * MR, end, block)
+                    elif step == count - 1:
                         store(acc, bias, R, Y, first + panel * MR, end, block)
                     else:
                         keep_sums(acc, sums, slot, panel * MR)
@@ -281,7 +337,11 @@ def dense_image(geometry: ConvGeometry, activation: Activation, tile: RegisterTi
 
 @functools.cache
 def dense_conv2d(
-    geometry: ConvGeometry, activation: Activation, schedule: ConvSchedule, to: Destination = Destination()
+    geometry: ConvGeometry,
+    activation: Activation,
+    schedule: ConvSchedule,
+    to: Destination = Destination(),
+    dtype: str = "float32",
 ) -> tirx.PrimFunc:
     """Y = activation(conv(X, W) + bias [+ R]), into some of Y's channels.
 
@@ -289,10 +349,11 @@ def dense_conv2d(
         geometry: shapes of one image.
         schedule: how the work is cut up.
         to: where the result goes.
+        dtype: float32 or float16, of all but the bias.
 
     Returns:
-        PrimFunc of X float32 [B, H, W, C], packed weights float32 [M/NR, K, NR], bias float32 [M padded to NR], with
-        a residual R float32 [B, OH, OW, M], and Y float32 [B, OH, OW, channels]; B is symbolic.
+        PrimFunc of X [B, H, W, C], packed weights [M/NR, K, NR], bias float32 [M padded to NR], with a residual
+        R [B, OH, OW, M], and Y [B, OH, OW, channels]; B is symbolic.
     """
     H, W, C, OH, OW, M, K = (
         geometry.H,
@@ -306,12 +367,12 @@ def dense_conv2d(
     NR, rows, groups = schedule.tile.NR, geometry.rows, schedule.groups
     blocks, chunk = -(-M // NR), schedule.tile.MR * schedule.panels
     channels = M if to.channels is None else to.channels
-    run = conv_task(geometry, activation, schedule, to)
+    run = conv_task(geometry, activation, schedule, to, dtype=dtype)
     loop = T.parallel if schedule.parallel else T.serial
 
     @T.inline
     def body(X, packed, bias, R, Y, B):
-        flat = T.decl_buffer((B * (H * W * C),), "float32", data=X.data)
+        flat = T.decl_buffer((B * (H * W * C),), dtype, data=X.data)
         for task in loop((B * rows + (chunk - 1)) // chunk * groups):
             run(flat, packed, bias, R, Y, task // groups * chunk, B * rows, task % groups)
 
@@ -321,11 +382,11 @@ def dense_conv2d(
         def with_residual(x: T.handle, w: T.handle, b: T.handle, r: T.handle, y: T.handle):
             T.func_attr({"tirx.noalias": True, "op_pattern": 8})
             B = T.int64()
-            X = T.match_buffer(x, (B, T.int64(H), T.int64(W), T.int64(C)), "float32")
-            packed = T.match_buffer(w, (T.int64(blocks), T.int64(K), T.int64(NR)), "float32")
+            X = T.match_buffer(x, (B, T.int64(H), T.int64(W), T.int64(C)), dtype)
+            packed = T.match_buffer(w, (T.int64(blocks), T.int64(K), T.int64(NR)), dtype)
             bias = T.match_buffer(b, (T.int64(blocks * NR),), "float32")
-            R = T.match_buffer(r, (B, T.int64(OH), T.int64(OW), T.int64(M)), "float32")
-            Y = T.match_buffer(y, (B, T.int64(OH), T.int64(OW), T.int64(channels)), "float32")
+            R = T.match_buffer(r, (B, T.int64(OH), T.int64(OW), T.int64(M)), dtype)
+            Y = T.match_buffer(y, (B, T.int64(OH), T.int64(OW), T.int64(channels)), dtype)
             body(X, packed, bias, R, Y, B)
 
         return with_residual
@@ -334,10 +395,10 @@ def dense_conv2d(
     def plain(x: T.handle, w: T.handle, b: T.handle, y: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         B = T.int64()
-        X = T.match_buffer(x, (B, T.int64(H), T.int64(W), T.int64(C)), "float32")
-        packed = T.match_buffer(w, (T.int64(blocks), T.int64(K), T.int64(NR)), "float32")
+        X = T.match_buffer(x, (B, T.int64(H), T.int64(W), T.int64(C)), dtype)
+        packed = T.match_buffer(w, (T.int64(blocks), T.int64(K), T.int64(NR)), dtype)
         bias = T.match_buffer(b, (T.int64(blocks * NR),), "float32")
-        Y = T.match_buffer(y, (B, T.int64(OH), T.int64(OW), T.int64(channels)), "float32")
+        Y = T.match_buffer(y, (B, T.int64(OH), T.int64(OW), T.int64(channels)), dtype)
         body(X, packed, bias, Y, Y, B)
 
     return plain

@@ -5,6 +5,7 @@ Everything here is a TIR inline function, expanded in the kernels that use it; n
 
 from __future__ import annotations
 
+from tvm import tirx
 from tvm.script import tirx as T
 
 from adr_tvm.geometry import ConvGeometry
@@ -65,22 +66,22 @@ def copy_floats(count: int):
     return inline
 
 
-def zero_floats(count: int):
+def zero_floats(count: int, dtype: str = "float32"):
     """Inline ``(A, i, k)``: ``count`` zeros to A[i, k:]."""
-    body = count // LANES
+    body, zero = count // LANES, tirx.const(0.0, dtype)
 
     @T.inline
     def inline(A, i, k):
         for c in range(body):
             for j in T.vectorized(LANES):
-                A[i, k + c * LANES + j] = T.float32(0)
+                A[i, k + c * LANES + j] = zero
         for j in range(count - body * LANES):
-            A[i, k + body * LANES + j] = T.float32(0)
+            A[i, k + body * LANES + j] = zero
 
     return inline
 
 
-def copy_units(geometry: ConvGeometry, steps: KSteps):
+def copy_units(geometry: ConvGeometry, steps: KSteps, dtype: str = "float32"):
     """Inline ``(X, image, n, inside, A, i, step)``: the entries of one step of K of row n of an image to row i of A.
 
     X is flat. Entries in the padding, and all of a row that is not ``inside``, become zeros.
@@ -88,7 +89,7 @@ def copy_units(geometry: ConvGeometry, steps: KSteps):
     H, W, C, KW, OW = geometry.H, geometry.W, geometry.C, geometry.KW, geometry.OW
     (SH, SW), (DH, DW), (PT, PL, _, _) = geometry.strides, geometry.dilation, geometry.padding
     parts, entries, units, together = steps.parts, steps.entries, steps.units, steps.together
-    copy, zero = copy_floats(entries), zero_floats(entries)
+    copy, zero = copy_floats(entries), zero_floats(entries, dtype)
 
     @T.inline
     def inline(X, image, n, inside, A, i, step):
@@ -105,7 +106,7 @@ def copy_units(geometry: ConvGeometry, steps: KSteps):
     return inline
 
 
-def copy_runs(geometry: ConvGeometry):
+def copy_runs(geometry: ConvGeometry, dtype: str = "float32"):
     """Inline ``(X, image, n, inside, A, i)``: a whole row as ``copy_units`` makes it, away from the padding in runs.
 
     The taps of a kernel row lie side by side in the input, unless they are dilated.
@@ -113,7 +114,7 @@ def copy_runs(geometry: ConvGeometry):
     H, W, C, KH, KW, OW = geometry.H, geometry.W, geometry.C, geometry.KH, geometry.KW, geometry.OW
     (SH, SW), (DH, _), (PT, PL, _, _) = geometry.strides, geometry.dilation, geometry.padding
     copy = copy_floats(KW * C)
-    slow = copy_units(geometry, KSteps(1, C, KH * KW, KH * KW))
+    slow = copy_units(geometry, KSteps(1, C, KH * KW, KH * KW), dtype)
 
     @T.inline
     def inline(X, image, n, inside, A, i):

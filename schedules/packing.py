@@ -10,15 +10,15 @@ def pack_weights(w: np.ndarray, NR: int) -> np.ndarray:
     """Pack a constant weight.
 
     Args:
-        w: float32 [KH, KW, C, M].
+        w: float32 or float16 [KH, KW, C, M].
         NR: output channels of a block.
 
     Returns:
-        float32 [ceil(M / NR), KH * KW * C, NR], zero beyond M.
+        the same type, [ceil(M / NR), KH * KW * C, NR], zero beyond M.
     """
     M = w.shape[-1]
     blocks = -(-M // NR)
-    flat = np.zeros((w.size // M, blocks * NR), np.float32)
+    flat = np.zeros((w.size // M, blocks * NR), w.dtype)
     flat[:, :M] = w.reshape(-1, M)
     return np.ascontiguousarray(flat.reshape(-1, blocks, NR).transpose(1, 0, 2))
 
@@ -33,7 +33,7 @@ def te_pack_weights(w: te.Tensor, NR: int) -> te.Tensor:
         lambda b, k, j: tirx.if_then_else(
             b * NR + j < M,
             w[k // (KW * C), k // C % KW, k % C, tirx.min(b * NR + j, M - 1)],
-            tirx.const(0.0, "float32"),
+            tirx.const(0.0, w.dtype),
         ),
         name="pack_weights",
     )

@@ -14,12 +14,14 @@ from adr_tvm.schedules.sliding_window import channel_blocks, loop_of, rows_per_t
 
 Kind = Literal["max", "average", "average with padding"]
 
-LOWEST = -3.4028234663852886e38
+LOWEST = {"float32": -3.4028234663852886e38, "float16": -65504.0}
 UNROLLED = 36  # taps of a window up to which they are unrolled
 
 
 @functools.cache
-def pool2d(geometry: ConvGeometry, kind: Kind, isa: Isa, batch: int | None = None) -> tirx.PrimFunc:
+def pool2d(
+    geometry: ConvGeometry, kind: Kind, isa: Isa, batch: int | None = None, dtype: str = "float32"
+) -> tirx.PrimFunc:
     """Y[b, y, x, c] = maximum or mean of the window of X at (y, x).
 
     Windows may reach over the edge (``ceil_mode``). A mean divides by the entries inside of the image, or, "with
@@ -29,9 +31,10 @@ def pool2d(geometry: ConvGeometry, kind: Kind, isa: Isa, batch: int | None = Non
         geometry: C channels in and out (M is not read).
         isa: decides the vectors and how many accumulators there are.
         batch: number of images where it is known; decides only how work is shared.
+        dtype: float32, or of a maximum also float16.
 
     Returns:
-        PrimFunc of X float32 [B, H, W, C], Y float32 [B, OH, OW, C]; B is symbolic.
+        PrimFunc of X [B, H, W, C], Y [B, OH, OW, C]; B is symbolic.
     """
     H, W, C, OH, OW, KH, KW = (
         *(geometry.H, geometry.W, geometry.C, geometry.OH, geometry.OW),
@@ -48,7 +51,7 @@ def pool2d(geometry: ConvGeometry, kind: Kind, isa: Isa, batch: int | None = Non
     # One vector of channels at a time keeps rows that several windows read in L1; else memory is read as it lies.
     by_block = KH >= 2 * SH
     largest, divided, within = kind == "max", kind == "average", kind != "average with padding"
-    first = LOWEST if largest else 0.0
+    first = tirx.const(LOWEST[dtype] if largest else 0.0, dtype)
 
     def iy(oy, ky):
         return oy * SH - PT + ky * DH
@@ -65,10 +68,10 @@ def pool2d(geometry: ConvGeometry, kind: Kind, isa: Isa, batch: int | None = Non
     @T.inline
     def span_of_pixels(X, Y, image, oy, s, block, checked):
         c0 = T.meta_var(T.min(block * lanes, C - lanes))
-        acc = T.alloc_buffer((P, lanes), "float32")
+        acc = T.alloc_buffer((P, lanes), dtype)
         for i in T.unroll(P):
             for j in T.vectorized(lanes):
-                acc[i, j] = T.float32(first)
+                acc[i, j] = first
         for ky in taps(KH):
             if iy(oy, ky) >= 0 and iy(oy, ky) < H:
                 for kx in taps(KW):
@@ -94,8 +97,8 @@ def pool2d(geometry: ConvGeometry, kind: Kind, isa: Isa, batch: int | None = Non
     def kernel(x: T.handle, y: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         B = T.int64()
-        X = T.match_buffer(x, (B, T.int64(H), T.int64(W), T.int64(C)), "float32")
-        Y = T.match_buffer(y, (B, T.int64(OH), T.int64(OW), T.int64(C)), "float32")
+        X = T.match_buffer(x, (B, T.int64(H), T.int64(W), T.int64(C)), dtype)
+        Y = T.match_buffer(y, (B, T.int64(OH), T.int64(OW), T.int64(C)), dtype)
         for task in tasks(B * chunks):
             for outer in range(blocks if by_block else 1):
                 for row in range(T.min(chunk, OH - task % chunks * chunk)):

@@ -17,7 +17,7 @@ MAX_CHUNK_ROWS = 96
 
 @dataclass(frozen=True)
 class Isa:
-    """What the tiles depend on: fp32 lanes of a vector and the number of vector registers."""
+    """What the tiles depend on: lanes of a vector (of fp32 but for ``NEON_HALF``) and number of vector registers."""
 
     name: str
     lanes: int
@@ -27,6 +27,7 @@ class Isa:
 AVX512 = Isa("avx512", 16, 32)
 AVX2 = Isa("avx2", 8, 16)
 NEON = Isa("neon", 4, 32)
+NEON_HALF = Isa("neon", 8, 32)  # of float16 arithmetic
 SSE = Isa("sse", 4, 16)
 
 

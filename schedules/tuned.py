@@ -12,9 +12,9 @@ from tvm.target import Target
 
 from adr_tvm._tvm import target_threads
 from adr_tvm.geometry import ConvGeometry
-from adr_tvm.schedules.conv_schedule import THREADS, ConvSchedule, default_conv_schedule
+from adr_tvm.schedules.conv_schedule import HALF_K_STEP, THREADS, ConvSchedule, default_conv_schedule
 from adr_tvm.schedules.processor import fetches_ahead
-from adr_tvm.schedules.register_tile import isa_of
+from adr_tvm.schedules.register_tile import NEON_HALF, isa_of
 from adr_tvm.schedules.reuse_schedule import BATCH_BANDS, ReuseSchedule, default_reuse_schedule, is_long
 from adr_tvm.schedules.weight_gradient_schedule import WeightGradientSchedule, default_weight_gradient_schedule
 from adr_tvm.settings import ReuseSetting
@@ -68,6 +68,12 @@ def conv_schedule(target: Target, geometry: ConvGeometry, batch: int | None) -> 
         return tuned
     threads = target_threads(target) or THREADS
     return default_conv_schedule(isa_of(target), geometry, batch, threads, fetches_ahead(target))
+
+
+def half_conv_schedule(target: Target, geometry: ConvGeometry, batch: int | None) -> ConvSchedule:
+    """The same in float16, of which none is tuned: steps of K are short, since their sums are float16."""
+    threads = target_threads(target) or THREADS
+    return replace(default_conv_schedule(NEON_HALF, geometry, batch, threads), k_step=HALF_K_STEP)
 
 
 def reuse_schedule(target: Target, geometry: ConvGeometry, setting: ReuseSetting, batch: int | None) -> ReuseSchedule:

@@ -24,18 +24,19 @@ def missing() -> str | None:
     return None
 
 
-def run(folder: Path, samples: Sequence[np.ndarray], target: str) -> tuple[np.ndarray, np.ndarray]:
-    """(outputs, one row a sample; counts [samples, layers, 2]) of ``make run``, ``run-cortex-m4`` or ``run-cortex-m7``.
+def run(folder: Path, samples: Sequence[np.ndarray], target: str, *variables: str) -> tuple[np.ndarray, np.ndarray]:
+    """(outputs, one row a sample; counts [samples, layers, 2]) of ``make run``, ``run-cortex-m4`` or others.
 
     Args:
         folder: what ``adr-compile --emit c`` wrote.
         samples: all inputs of a sample in one array.
+        variables: of the makefile, such as ``CORE=cortex-a76``.
     """
     example = folder / "example"
     (example / "input.bin").write_bytes(b"".join(np.ascontiguousarray(sample).tobytes() for sample in samples))
     for name in ("output.bin", "counts.bin"):
         (example / name).unlink(missing_ok=True)
-    done = subprocess.run(["make", "-s", target], cwd=example, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["make", "-s", target, *variables], cwd=example, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (done.stdout + done.stderr).count("ticks") == len(samples)
     counts = np.fromfile(example / "counts.bin", np.int32) if (example / "counts.bin").exists() else np.zeros(0, int)

@@ -92,6 +92,17 @@ def test_without_calibration_all_is_dense(tmp_path):
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * float(np.abs(expected).max()))
 
 
+@needs_board
+def test_without_a_target(tmp_path, capsys):
+    model = save(classifier(), tmp_path)
+    assert main([str(model), "-o", str(tmp_path / "c"), "--emit", "c"]) == 0
+    said = capsys.readouterr().out
+    assert "sizes and times are those of a cortex-m4" in " ".join(said.split())
+    assert json.loads((tmp_path / "c" / "model.json").read_text())["target"] == "cortex-m4"
+    assert emit(model, tmp_path / "named") == 0
+    assert (tmp_path / "c" / "model.c").read_bytes() == (tmp_path / "named" / "model.c").read_bytes()
+
+
 def test_a_missing_compiler(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(shutil, "which", lambda _: None)
     assert emit(save(classifier(), tmp_path), tmp_path / "c") == 5

@@ -138,10 +138,14 @@ def test_microcontrollers(name):
         CompileOptions(target=name, emit="c", threads=2)
 
 
-def test_bare_c_is_for_microcontrollers():
-    for target in ("cpu", "rpi4"):
-        with pytest.raises(UsageError, match="--target cortex-m4 or cortex-m7"):
+def test_bare_c_is_for_arm():
+    for target in ("cpu", "cuda", "jetson-orin"):
+        with pytest.raises(UsageError, match="arm64, cortex-m4, cortex-m7; the C compiles"):
             CompileOptions(target=target, emit="c")
+    for target in FOREIGN:
+        assert CompileOptions(target=target, emit="c").entry.takes_bare_c
+        with pytest.raises(UsageError, match="--threads and --rpc cannot go with --emit c"):
+            CompileOptions(target=target, emit="c", threads=2, rpc="board:9090")
     with pytest.raises(UsageError, match="--max-ram is for --emit c"):
         CompileOptions(max_ram=1000)
 

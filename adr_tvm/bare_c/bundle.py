@@ -46,14 +46,14 @@ def check_operators(mod: tvm.IRModule, checked: CheckedModel) -> None:
     graph_of(mod, checked, ReusePlan(checked.sha256, "none", 0, "none", None, {}))
 
 
-def c_network(mod: tvm.IRModule, checked: CheckedModel, plan: ReusePlan) -> CNetwork:
-    """A canonical module under a plan, ready to be written.
+def c_network(mod: tvm.IRModule, checked: CheckedModel, plan: ReusePlan, blob: bool = False) -> CNetwork:
+    """A canonical module under a plan, ready to be written; ``blob``: its constants into a file.
 
     Raises:
         ModelError: an operator has no C code, or a layer reuses in a way that bare C has not.
     """
     inputs, outputs = (tuple(spec.name for spec in specs) for specs in (checked.inputs, checked.outputs))
-    return CNetwork(graph_of(mod, checked, plan), checked.path.name, checked.sha256, inputs, outputs)
+    return CNetwork(graph_of(mod, checked, plan), checked.path.name, checked.sha256, inputs, outputs, blob)
 
 
 class _Batches:
@@ -96,6 +96,7 @@ def write_c_bundle(folder: Path, network: CNetwork, plan: ReusePlan, options: Co
         "model": network.model,
         "model_sha256": network.sha256,
         "target": options.entry.name,
+        "weights": options.weights,
         "bytes": asdict(footprint),
         "inputs": [asdict(graph.tensors[name]) for name in graph.inputs],
         "outputs": [asdict(graph.tensors[name]) for name in graph.outputs],

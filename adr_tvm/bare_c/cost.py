@@ -1,10 +1,12 @@
-"""Predicted times of the kernels of bare C on a microcontroller's core.
+"""Predicted times of the kernels of bare C on a core.
 
 A time is a sum of amounts of work. ``INSTRUCTIONS`` says how many instructions a unit of each takes: the first four are
 those of the kernels' inner loops as ``arm-none-eabi-gcc -O2`` makes them, the others were fitted to layers under
 emulation (``python -m benchmarks.bare_c_instructions``). How many cycles these take is an estimate from what Arm's
 manuals say of the cores: a fused multiply-add takes three on a Cortex-M4; a Cortex-M7 may start two instructions at
-once. Nothing was measured on a board, and slow flash is not in it: it orders settings, and the milliseconds are rough.
+once. Of a 64-bit Arm core, whose products are vectors (``NEON_PRODUCTS``), they follow from its ``Core``: as many
+cycles as such work takes beside a server core, which does four instructions in one. Nothing was measured on a board,
+and slow memory is not in it: it orders settings, and the milliseconds are rough.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from adr_tvm.bare_c.reuse_calls import unsupported, vectors_of
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.planner.cost import SHORTEST, CostModel
 from adr_tvm.settings import ReuseSetting
+from adr_tvm.targets import TARGETS, TargetEntry
 
 INSTRUCTIONS: dict[str, float] = {
     "products": 1.95,  # multiply-adds of four pixels or clusters times four channels
@@ -29,19 +32,37 @@ INSTRUCTIONS: dict[str, float] = {
     "readers": 21.0,  # outputs found that read a vector through a tap
     "adds": 6.1,  # entries of products added to outputs
 }
+NEON_PRODUCTS = {"products": 0.7, "single products": 1.2, "bits": 0.7}
 FUSED = ("products", "single products", "bits")  # a unit of which is one fused multiply-add
 
 
 GHZ = {"cortex-m4": 0.168, "cortex-m7": 0.400}  # of an STM32F4 and an STM32H7
 CYCLES_PER_INSTRUCTION = {"cortex-m4": 1.2, "cortex-m7": 0.8}
 CYCLES_PER_FUSED = {"cortex-m4": 2.0, "cortex-m7": 0.0}  # further, of a fused multiply-add
+SERVER_INSTRUCTIONS = 4  # in a cycle of the core that ``Core.slowdown`` is relative to
 SAMPLED_ROWS = 64  # SAMPLE of reuse_conv2d_f32.c
 
 
-def term_seconds(core: str) -> dict[str, float]:
+def neon_core(entry: TargetEntry) -> tuple[float, float]:
+    """(GHz, cycles that an instruction takes) of a 64-bit Arm core; of one that is not known those of the slowest."""
+    core = entry.core or TARGETS["arm64"].core
+    assert core is not None
+    return core.ghz, core.slowdown / SERVER_INSTRUCTIONS
+
+
+def term_seconds(entry: TargetEntry) -> dict[str, float]:
     """Seconds of a unit of each term."""
-    cycle, each, fused = 1e-9 / GHZ[core], CYCLES_PER_INSTRUCTION[core], CYCLES_PER_FUSED[core]
+    if not entry.bare_metal:
+        ghz, cycles = neon_core(entry)
+        return {term: 1e-9 / ghz * cycles * count for term, count in (INSTRUCTIONS | NEON_PRODUCTS).items()}
+    cycle, each, fused = 1e-9 / GHZ[entry.mcpu], CYCLES_PER_INSTRUCTION[entry.mcpu], CYCLES_PER_FUSED[entry.mcpu]
     return {term: cycle * (count * each + fused * (term in FUSED)) for term, count in INSTRUCTIONS.items()}
+
+
+def clock_of(entry: TargetEntry) -> str:
+    """Core and clock, for people."""
+    ghz = GHZ[entry.mcpu] if entry.bare_metal else neon_core(entry)[0]
+    return f"{entry.mcpu} at {1000 * ghz:.0f} MHz"
 
 
 @dataclass(frozen=True)
@@ -49,9 +70,9 @@ class BareCCost(CostModel):
     """See the module; ``seconds`` are those of ``INSTRUCTIONS``."""
 
     @classmethod
-    def of(cls, core: str) -> Self:
-        """The model of a core."""
-        return cls(term_seconds(core), 1, f"estimated for bare C on a {core} at {1000 * GHZ[core]:.0f} MHz")
+    def of(cls, entry: TargetEntry) -> Self:
+        """The model of a target's core."""
+        return cls(term_seconds(entry), 1, f"estimated for bare C on a {clock_of(entry)}")
 
     @staticmethod
     def unsupported(geometry: ConvGeometry, setting: ReuseSetting) -> str:

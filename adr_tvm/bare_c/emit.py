@@ -3,7 +3,7 @@
 | file | content |
 |---|---|
 | ``model.h``, ``model.c`` | the network: one function |
-| ``weights.h``, ``weights.c`` | its constants |
+| ``weights.h``, ``weights.c`` | its constants; as a blob (``blob.py``) where they are in ``weights.bin`` |
 | ``adr_kernels.h`` and other ``.c`` files | the kernels |
 | ``example/`` | a program that runs it, here and on Arm's MPS2 board or under QEMU |
 """
@@ -21,7 +21,8 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import adr_tvm
-from adr_tvm.bare_c.files import EXAMPLE
+from adr_tvm.bare_c import blob
+from adr_tvm.bare_c.files import EXAMPLE, WEIGHTS_FILE
 from adr_tvm.bare_c.graph import Graph, Operator, Tensor
 from adr_tvm.bare_c.int8_calls import INT8_HEADER
 from adr_tvm.bare_c.kernel_call import KernelCall
@@ -42,6 +43,7 @@ class CNetwork:
         graph: the network.
         model, sha256: file name and hash of the ONNX file.
         input_names, output_names: as the ONNX file has them.
+        blob: whether constants are in a file of their own, not in the sources.
     """
 
     graph: Graph
@@ -49,6 +51,7 @@ class CNetwork:
     sha256: str
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
+    blob: bool = False
 
     @cached_property
     def calls(self) -> list[KernelCall]:
@@ -78,7 +81,9 @@ class CNetwork:
 
     @property
     def weights_bytes(self) -> int:
-        """Size of the constants."""
+        """Size of the constants, or of their file."""
+        if self.blob:
+            return blob.offsets(self.constants)[1]
         return sum(array.nbytes for array in self.constants.values())
 
 
@@ -91,9 +96,12 @@ def write_c(folder: Path, network: CNetwork) -> list[Path]:
     files = {
         "model.h": _render("model.h.j2", network),
         "model.c": _render("model.c.j2", network),
-        "weights.h": _weights_header(network.constants),
-        "weights.c": _weights_source(network.constants),
+        "weights.h": _weights_header(network),
     }
+    if network.blob:
+        write_bytes(folder / WEIGHTS_FILE, blob.blob(network.constants))
+    else:
+        files["weights.c"] = _weights_source(network.constants)
     package = resources.files("adr_tvm.bare_c")
     for name in sorted({HEADER, *(source for call in network.calls for source in call.sources)}):
         files[name] = package.joinpath("kernels", name).read_text(encoding="utf-8")
@@ -125,7 +133,8 @@ def _render(template: str, network: CNetwork) -> str:
         signature=", ".join(
             [f"const {t['ctype']} *{t['name']}" for t in inputs] + [f"{t['ctype']} *{t['name']}" for t in outputs]
         ),
-        pointers=["arena", *graph.inputs, *graph.outputs],
+        pointers=["arena", *(["weights"] if network.blob else []), *graph.inputs, *graph.outputs],
+        blob=_blob_fields(network) if network.blob else None,
         arena_bytes=memory.arena_bytes,
         alignment=ALIGNMENT,
         weights_bytes=network.weights_bytes,
@@ -133,6 +142,7 @@ def _render(template: str, network: CNetwork) -> str:
         headers=network.headers,
         calls=list(_statements(network)),
         copies=bool(memory.copies),
+        uses_weights=bool(network.constants),
         uses_arena=any(place.where == "arena" for place in memory.places.values()),
     )
 
@@ -218,8 +228,28 @@ def c_float(value: float) -> str:
     return (text if any(c in text for c in ".en") else f"{text}.0") + "f"
 
 
-def _weights_header(constants: Mapping[str, np.ndarray]) -> str:
-    lines = [f"extern const {C_TYPES[str(a.dtype)]} model_{name}[{a.size}];" for name, a in constants.items()]
+def _blob_fields(network: CNetwork) -> dict[str, int]:
+    content = blob.blob(network.constants)
+    return {
+        "alignment": blob.ALIGNMENT,
+        "header": blob.HEADER_BYTES,
+        "magic": blob.MAGIC,
+        "crc": blob.checksum(content),
+    }
+
+
+def _weights_header(network: CNetwork) -> str:
+    constants = network.constants
+    if network.blob:
+        places, _ = blob.offsets(constants)
+        lines = ["/* Where each is in weights.bin, whose first byte model.c calls ``weights_at``. */"]
+        lines += [
+            f"#define model_{name} ((const {C_TYPES[str(a.dtype)]} *)(const void *)(weights_at + {places[name]})) "
+            f"/* [{a.size}] */"
+            for name, a in constants.items()
+        ]
+    else:
+        lines = [f"extern const {C_TYPES[str(a.dtype)]} model_{name}[{a.size}];" for name, a in constants.items()]
     head = ["/* The constants of the network. */", "#ifndef WEIGHTS_H", "#define WEIGHTS_H", "", "#include <stdint.h>"]
     return "\n".join([*head, "", *lines, "", "#endif", ""])
 

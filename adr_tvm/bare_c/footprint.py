@@ -10,17 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adr_tvm.bare_c.emit import CNetwork
-from adr_tvm.deploy.toolchain import toolchain_of
+from adr_tvm.deploy.toolchain import c_toolchain_of
 from adr_tvm.errors import MissingDependencyError
 from adr_tvm.targets import TargetEntry
 
 FPU = {"cortex-m4": "fpv4-sp-d16", "cortex-m7": "fpv5-sp-d16"}
+GCC_FEATURES = {"+dotprod": "dotprod", "+fullfp16": "fp16"}  # by LLVM's name
 MOST_NAMED = 3  # layers in a message
 
 
-def compiler_flags(core: str) -> list[str]:
-    """Options of arm-none-eabi-gcc for a core."""
-    return ["-std=c99", "-O2", "-mthumb", f"-mcpu={core}", "-mfloat-abi=hard", f"-mfpu={FPU[core]}"]
+def compiler_flags(entry: TargetEntry) -> list[str]:
+    """Options of the cross compiler (a GCC) for a target's core."""
+    plain = ["-std=c99", "-O2"]
+    if entry.bare_metal:
+        return [*plain, "-mthumb", f"-mcpu={entry.mcpu}", "-mfloat-abi=hard", f"-mfpu={FPU[entry.mcpu]}"]
+    return [*plain, "-mcpu=" + "+".join([entry.mcpu, *(GCC_FEATURES[f] for f in entry.mattr if f in GCC_FEATURES)])]
 
 
 @dataclass(frozen=True)
@@ -64,17 +68,17 @@ def measure(network: CNetwork, sources: Sequence[Path], entry: TargetEntry) -> F
     """
     graph = network.graph
     caller = sum(graph.tensors[name].bytes for name in (*graph.inputs, *graph.outputs))
-    code = _text_bytes(sources, entry) - network.weights_bytes
-    return Footprint(network.memory.arena_bytes, caller, network.weights_bytes, code)
+    text, constants = _text_bytes(sources, entry), network.weights_bytes
+    return Footprint(network.memory.arena_bytes, caller, constants, text - (0 if network.blob else constants))
 
 
 def _text_bytes(sources: Sequence[Path], entry: TargetEntry) -> int:
-    tools = toolchain_of(entry)
+    tools = c_toolchain_of(entry)
     compiler = tools.check()
     with tempfile.TemporaryDirectory() as folder:
         objects = [str(Path(folder) / f"{source.stem}.o") for source in sources]
         for source, made in zip(sources, objects, strict=True):
-            _run([compiler, *compiler_flags(entry.mcpu), "-c", "-o", made, str(source)], tools.package)
+            _run([compiler, *compiler_flags(entry), "-c", "-o", made, str(source)], tools.package)
         listed = _run([re.sub("gcc$", "size", compiler), *objects], tools.package)
     return sum(int(line.split()[0]) for line in listed.splitlines()[1:])
 

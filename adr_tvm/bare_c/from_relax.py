@@ -30,7 +30,7 @@ RESERVED = (
     "auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum", "extern",
     "float", "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short", "signed",
     "sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while", "errno",
-    "arena", "arena_bytes", "at", "counts", "null",
+    "arena", "arena_bytes", "weights", "weights_bytes", "weights_at", "status", "at", "counts", "null",
 )  # fmt: skip
 MAX_NAME = 40
 MAX_ENTRIES = 2**29  # indices are int32

@@ -23,8 +23,8 @@ from adr_tvm.geometry import ConvGeometry
 from adr_tvm.int8.float_operators import group_geometry, pool_geometry
 
 INT8_HEADER = "adr_int8.h"
-HEADERS = (INT8_HEADER, "adr_int8_rounding.h")
-PRODUCTS = (*HEADERS, "adr_int8_pairs.h", "adr_int8_products.h", "products_i8.c", "columns_i8.c")
+HEADERS = (INT8_HEADER, "adr_int8_rounding.h", "adr_int8_pairs.h", "adr_int8_neon.h")
+PRODUCTS = (*HEADERS, "adr_int8_products.h", "products_i8.c", "columns_i8.c")
 CLUSTERS = ("adr_int8_clusters.h", "clusters_i8.c", "adr_int8_gather.h", "gather_i8.c")
 
 
@@ -48,7 +48,7 @@ def _conv2d(_graph: Graph, operator: Operator) -> KernelCall:
     constants = {"weight": pack_weights(convolution_matrix(weight)), "rescale": table}
     x, *residual = operator.inputs
     if g.H * g.W == 1 and g.KH * g.KW == 1 and not residual:
-        words, sources = _dense_words(g.C, g.M), (*HEADERS, "adr_int8_pairs.h", "dense_i8.c")
+        words, sources = _dense_words(g.C, g.M), (*HEADERS, "dense_i8.c")
         return KernelCall("adr_dense_i8", sources, "adr_int8_layer", fields, (x,), constants, 4 * words)
     words = 8 * -(-g.K // 4) + 8 * -(-g.M // 2)
     inputs = (x, residual[0] if residual else None)
@@ -70,7 +70,7 @@ def _depthwise(_graph: Graph, operator: Operator) -> KernelCall:
     g = group_geometry(operator.attributes["geometry"], groups, groups)
     fields, table = _layer(operator, g)
     constants = {"weight": operator.constants["weight"].reshape(g.KH, g.KW, groups), "rescale": table}
-    sources = (*HEADERS, "adr_int8_pairs.h", "depthwise_i8.c")
+    sources = (*HEADERS, "depthwise_i8.c")
     return KernelCall("adr_depthwise_i8", sources, "adr_int8_layer", fields, operator.inputs, constants)
 
 
@@ -80,7 +80,7 @@ def _logits(_graph: Graph, operator: Operator) -> KernelCall:
     weight = pack_weights(convolution_matrix(c["weight"].reshape(1, 1, g.C, g.M)))
     constants = {"weight": weight, "bias": c["bias"], "scale": c["scale"]}
     fields = {"channels": g.C, "out_channels": g.M}
-    sources = (*HEADERS, "adr_int8_pairs.h", "dense_i8.c")
+    sources = (*HEADERS, "dense_i8.c")
     words = _dense_words(g.C, g.M)
     return KernelCall("adr_logits_i8", sources, "adr_int8_logits", fields, operator.inputs, constants, 4 * words)
 

@@ -1,8 +1,10 @@
-"""Predicted times of the int8 kernels of bare C on a microcontroller's core.
+"""Predicted times of the int8 kernels of bare C on a core.
 
 Amounts of work are instructions, as they were counted on a Cortex-M4 under emulation (``benchmarks/cortex_m.py``) for
 the kernels' inner loops; a core's cycles for each instruction are an estimate from Arm's manuals: a load takes two on a
-Cortex-M4, and a Cortex-M7 issues two instructions at once. Nothing was measured on a board.
+Cortex-M4, and a Cortex-M7 issues two instructions at once. ``NEON`` are those of the kernels' form for 64-bit Arm,
+counted by ``benchmarks/bare_c_arm64.py``, whose cycles follow from the target's ``Core``. Nothing was measured on a
+board.
 """
 
 from __future__ import annotations
@@ -10,10 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-from adr_tvm.bare_c.cost import GHZ, BareCCost
+from adr_tvm.bare_c.cost import GHZ, BareCCost, clock_of, neon_core
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.int8.quantise import unsupported_reuse
 from adr_tvm.settings import ReuseSetting
+from adr_tvm.targets import TargetEntry
 
 CYCLES_PER_INSTRUCTION = {"cortex-m4": 1.4, "cortex-m7": 0.8}
 INSTRUCTIONS = {
@@ -27,6 +30,8 @@ INSTRUCTIONS = {
     "adds": 0.85,  # int16 products
     "entry maps": 6.0,  # pixels, for each segment and block of channels
 }
+NEON_PRODUCTS = {False: 36 / 128, True: 25 / 256}  # without dot products, and with
+NEON = {"blocks": 6.0, "outputs": 13.0, "adds": 0.7}
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,15 @@ class Int8Cost(BareCCost):
     """See the module; ``seconds`` are those of ``INSTRUCTIONS``."""
 
     @classmethod
-    def of(cls, core: str) -> Self:
-        """The model of a core."""
-        one = CYCLES_PER_INSTRUCTION[core] / (GHZ[core] * 1e9)
-        seconds = {term: count * one for term, count in INSTRUCTIONS.items()}
-        return cls(seconds, 1, f"estimated for bare C in int8 on a {core} at {1000 * GHZ[core]:.0f} MHz")
+    def of(cls, entry: TargetEntry) -> Self:
+        """The model of a target's core."""
+        if entry.bare_metal:
+            ghz, cycles, instructions = GHZ[entry.mcpu], CYCLES_PER_INSTRUCTION[entry.mcpu], INSTRUCTIONS
+        else:
+            ghz, cycles = neon_core(entry)
+            instructions = INSTRUCTIONS | NEON | {"products": NEON_PRODUCTS["+dotprod" in entry.mattr]}
+        seconds = {term: count * cycles / (ghz * 1e9) for term, count in instructions.items()}
+        return cls(seconds, 1, f"estimated for bare C in int8 on a {clock_of(entry)}")
 
     @staticmethod
     def unsupported(geometry: ConvGeometry, setting: ReuseSetting) -> str:

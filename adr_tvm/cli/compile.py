@@ -14,7 +14,7 @@ from adr_tvm import __version__
 from adr_tvm.cli.common import Parser, add_verbosity, run_cli
 from adr_tvm.cli.list_targets import ListTargets
 from adr_tvm.errors import GoalUnmetError, UsageError
-from adr_tvm.options import DTYPES, EMITTED, METRIC_NAMES, CompileOptions
+from adr_tvm.options import DEFAULT_C_TARGET, DTYPES, EMITTED, METRIC_NAMES, WEIGHTS, CompileOptions
 from adr_tvm.settings import GRANULARITIES, HASH_FAMILIES, MAX_BITS, SCOPES
 from adr_tvm.targets import TARGETS
 
@@ -80,7 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--emit",
         metavar="|".join(EMITTED),
         help="library: for adr_tvm.load; bundle: also C and C++ API, TVM's runtime and an example for the target, a "
-        "folder that runs without Python; c: self-contained C99 for a microcontroller (default: library)",
+        "folder that runs without Python; c: self-contained C99 for microcontrollers and Arm boards (default: library)",
     )
     parser.add_argument(
         "--runtime-dir",
@@ -92,6 +92,12 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="|".join(DTYPES),
         help="what it computes in; for --emit c also int8, quantised with the data of --calib; for CUDA also tf32, "
         "bf16 and fp16, on tensor cores with fp32 sums (default: float32)",
+    )
+    parser.add_argument(
+        "--weights",
+        metavar="|".join(WEIGHTS),
+        help="for --emit c: constants as arrays in the sources, or as one file, weights.bin, that a program loads or "
+        "links (default: arrays)",
     )
     for flag, what in (("--max-ram", "arena, inputs and outputs"), ("--max-flash", "constants and code")):
         parser.add_argument(
@@ -118,7 +124,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--target", metavar="NAME", help=f"what to compile for: {', '.join(TARGETS)} (default: cpu, this machine)"
+        "--target",
+        metavar="NAME",
+        help=f"what to compile for: {', '.join(TARGETS)} (default: cpu, this machine; "
+        f"for --emit c: {DEFAULT_C_TARGET})",
     )
     group.add_argument(
         "--target-json",

@@ -1,4 +1,4 @@
-"""What links the code of a target: this machine's C++ compiler, or a cross compiler; for bare C a C compiler."""
+"""What links the code of a target: this machine's C++ compiler, or a cross compiler; what compiles bare C for it."""
 
 from __future__ import annotations
 
@@ -44,6 +44,9 @@ _PACKAGES = {
 _MACHINES = {AARCH64: ("aarch64", "arm64"), X86_64: ("x86_64", "amd64")}
 
 
+_C_COMPILERS = {AARCH64: f"{AARCH64}-gcc", BARE_METAL: f"{BARE_METAL}-gcc"}
+
+
 def system_of(entry: TargetEntry) -> str:
     """GNU name of the system that a target runs."""
     return entry.triple or this_system()
@@ -63,7 +66,16 @@ def toolchain_of(entry: TargetEntry) -> Toolchain:
         from tvm.support import cc
 
         return Toolchain(cc.get_cc(), "g++", needs)
-    package, command = _PACKAGES[triple], _COMPILERS[triple]
-    verb = "compiled" if entry.bare_metal else "linked"
+    return _cross(entry, triple, _COMPILERS[triple], "compiled" if entry.bare_metal else "linked")
+
+
+def c_toolchain_of(entry: TargetEntry) -> Toolchain:
+    """The cross compiler that compiles bare C for a target that takes it."""
+    assert entry.triple is not None
+    return _cross(entry, entry.triple, _C_COMPILERS[entry.triple], "compiled")
+
+
+def _cross(entry: TargetEntry, triple: str, command: str, verb: str) -> Toolchain:
+    package = _PACKAGES[triple]
     needs = f"--target {entry.name} is {verb} by {command}, which is not installed: apt install {package}"
     return Toolchain(shutil.which(command), package, needs)

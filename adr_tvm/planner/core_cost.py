@@ -8,6 +8,7 @@ a model, of its own (``adr_tvm/bare_c/cost.py``).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from adr_tvm.errors import DataError, UsageError
@@ -26,7 +27,7 @@ def core_seconds(core: Core) -> dict[str, float]:
 
 
 def foreign_cost_model(
-    entry: TargetEntry, given: str | Path | None, threads: int, lanes: int, dtype: str = "float32"
+    entry: TargetEntry, given: str | Path | None, threads: int, lanes: int, half: bool = False
 ) -> CostModel:
     """The model to predict a foreign target's times with.
 
@@ -35,17 +36,16 @@ def foreign_cost_model(
         given: a file that ``adr-bench --fit-machine`` wrote there; None: an estimate.
         threads: that the kernels will run on.
         lanes: floats in a vector of the target.
-        dtype: that bare C computes in.
+        half: dense layers compute in fp16, twice as many in a vector; those that reuse stay fp32.
 
     Raises:
         UsageError: the file does not exist.
         DataError: it is damaged, or of another version of adr_tvm.
     """
-    if entry.bare_metal:
-        from adr_tvm.bare_c.cost import BareCCost
-        from adr_tvm.bare_c.int8_cost import Int8Cost
-
-        return (Int8Cost if dtype == "int8" else BareCCost).of(entry.mcpu)
+    if half:
+        model = foreign_cost_model(entry, given, threads, lanes)
+        seconds = {**model.seconds, "dense flops": model.seconds["dense flops"] / 2}
+        return replace(model, seconds=seconds, source=f"{model.source}, dense layers in fp16")
     if given is None and entry.core is None:
         return CostModel(default_seconds(lanes), threads, f"defaults for vectors of {lanes} floats")
     if given is None:

@@ -51,6 +51,20 @@ class Counts:
         return sum(self.phases.values())
 
 
+def counting_plugin(folder: Path) -> Path:
+    """Compile ``block_counts.c`` for the emulator, into a folder.
+
+    Raises:
+        MissingDependencyError: there is no compiler for this machine.
+    """
+    made = folder / "block_counts.so"
+    # The emulator itself has the functions that the plugin calls.
+    options = ("-O2", "-fPIC", "-shared", "-Wl,-z,undefs")
+    source = Path(__file__).with_name("block_counts.c")
+    _compile(toolchain_of(TARGETS["cpu"]).check(), *options, "-x", "c", source, "-o", made)
+    return made
+
+
 class Emulator:
     """Runs compiled networks and counts; made for a folder, which takes what is compiled for that.
 
@@ -64,7 +78,6 @@ class Emulator:
 
     def __init__(self, folder: Path, runtime: Path) -> None:
         self.folder = folder.resolve()
-        here_compiler = toolchain_of(TARGETS["cpu"]).check()
         for tool in (COMPILER, EMULATOR):
             if shutil.which(tool) is None:
                 raise MissingDependencyError(f"{tool} is not installed: {PACKAGES}")
@@ -72,10 +85,7 @@ class Emulator:
         if missing:
             raise MissingDependencyError(f"{' and '.join(missing)} not found in {runtime}: make aarch64 fetches them")
         here, runtime = Path(__file__).parent, runtime.resolve()
-        self.plugin, self.runner = self.folder / "block_counts.so", self.folder / "count_run"
-        # The emulator itself has the functions that the plugin calls.
-        options = ("-O2", "-fPIC", "-shared", "-Wl,-z,undefs")
-        _compile(here_compiler, *options, "-x", "c", here / "block_counts.c", "-o", self.plugin)
+        self.plugin, self.runner = counting_plugin(self.folder), self.folder / "count_run"
         headers = (tvm_ffi.libinfo.find_include_path(), tvm_ffi.libinfo.find_dlpack_include_path())
         includes = [f"-isystem{path}" for path in headers]
         links = [f"-L{runtime}", "-Wl,--no-as-needed", "-ltvm_runtime", "-ltvm_ffi", f"-Wl,-rpath,{runtime}"]

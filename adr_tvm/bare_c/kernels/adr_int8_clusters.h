@@ -9,7 +9,7 @@
 /* The vector of a position, in place or in ``buffer``, filled up with zeros to a multiple of 4; NULL: there is none. */
 typedef const int8_t *(*adr_fetch)(const void *context, int32_t segment, int32_t position, int8_t *buffer);
 
-/* ids [positions]: numbered by first members, ADR_NO_VECTOR where there is none. Centroids are widened as columns, with
+/* ids [positions]: numbered by first members, ADR_NO_VECTOR where there is none. Centroids are written as columns, with
  * zeros up to a multiple of 4. Returns the number of clusters; if it is larger than
  * ``limit``, it is limit + 1, and there are no ids and no centroids.
  *

@@ -6,6 +6,7 @@
 #define ADR_INT8_GATHER_H
 
 #include "adr_int8.h"
+#include "adr_int8_neon.h"
 
 #define ADR_ROW_WORDS 8
 

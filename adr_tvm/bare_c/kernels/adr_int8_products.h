@@ -1,11 +1,29 @@
 /* Products of four vectors with many filters: what convolutions, hashes and tables of centroids come down to.
  *
- * Vectors are widened side by side as columns of pairs of int16: words [steps][2][4], a step four entries, of which the
- * even ones come first, then the odd ones. */
+ * Vectors are written side by side as columns, a step four entries: words [steps][4] of int8 on 64-bit Arm, elsewhere
+ * [steps][2][4] of pairs of int16, of which the even entries come first, then the odd ones. */
 #ifndef ADR_INT8_PRODUCTS_H
 #define ADR_INT8_PRODUCTS_H
 
 #include "adr_int8.h"
+#include "adr_int8_neon.h"
+#include "adr_int8_pairs.h"
+
+#if defined(ADR_INT8_NEON)
+#define ADR_STEP_WORDS 4 /* of four columns */
+#else
+#define ADR_STEP_WORDS 8
+#endif
+
+/* The four entries of a step into one of the four columns. */
+static inline void adr_put_four(uint32_t *column, uint32_t four) {
+#if defined(ADR_INT8_NEON)
+  column[0] = four;
+#else
+  column[0] = adr_even(four);
+  column[4] = adr_odd(four);
+#endif
+}
 
 /* Writes one of the four columns from a vector of 4 * steps entries; returns 0 only if all of them are 0. */
 uint32_t adr_widen_i8(const int8_t *values, int32_t steps, uint32_t *column);

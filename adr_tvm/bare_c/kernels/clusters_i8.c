@@ -58,7 +58,7 @@ static int8_t mean(int32_t sum, int32_t count) {
   return (int8_t)(quotient + (2 * rest > count || (2 * rest == count && (quotient & 1))));
 }
 
-/* Centroids as columns: blocks of four, [steps][2][4] words each. */
+/* Centroids as columns: blocks of four. */
 static void write_centroids(const adr_int8_reuse *p, const adr_clusters *found, int8_t *vector, uint32_t *centroids) {
   const int32_t steps = (p->length + 3) / 4, columns = (found->clusters + 3) & ~3;
   for (int32_t cluster = 0; cluster < columns; ++cluster) {
@@ -69,7 +69,7 @@ static void write_centroids(const adr_int8_reuse *p, const adr_clusters *found, 
     else if (cluster < found->clusters)
       for (int32_t i = 0; i < p->length; ++i)
         vector[i] = mean(sums[i], found->counts[cluster]);
-    adr_widen_i8(vector, steps, centroids + (cluster / 4) * steps * 8 + cluster % 4);
+    adr_widen_i8(vector, steps, centroids + cluster / 4 * steps * ADR_STEP_WORDS + cluster % 4);
   }
 }
 

@@ -1,6 +1,5 @@
 #include <string.h>
 
-#include "adr_int8_pairs.h"
 #include "adr_int8_products.h"
 
 /* A column that is written from its first entry to its last. Entries that do not fill a word wait in ``pending``. */
@@ -11,9 +10,8 @@ typedef struct {
 } adr_column;
 
 static inline void put_word(adr_column *column, uint32_t four) {
-  column->word[0] = adr_even(four);
-  column->word[4] = adr_odd(four);
-  column->word += 8;
+  adr_put_four(column->word, four);
+  column->word += ADR_STEP_WORDS;
 }
 
 static void put_entry(adr_column *column, int8_t value) {
@@ -26,6 +24,15 @@ static void put_entry(adr_column *column, int8_t value) {
 
 static void put(adr_column *column, const int8_t *values, int32_t count) {
   for (; count > 0 && column->waiting > 0; --count) put_entry(column, *values++);
+#if defined(ADR_INT8_NEON)
+  for (; count >= 16; count -= 16, values += 16, column->word += 4 * ADR_STEP_WORDS) {
+    const uint32x4_t four = vreinterpretq_u32_s8(vld1q_s8(values));
+    vst1q_lane_u32(column->word, four, 0);
+    vst1q_lane_u32(column->word + ADR_STEP_WORDS, four, 1);
+    vst1q_lane_u32(column->word + 2 * ADR_STEP_WORDS, four, 2);
+    vst1q_lane_u32(column->word + 3 * ADR_STEP_WORDS, four, 3);
+  }
+#endif
   for (; count >= 4; count -= 4, values += 4) put_word(column, adr_four(values));
   for (; count > 0; --count) put_entry(column, *values++);
 }

@@ -3,7 +3,37 @@
  * Each output is one chain of multiply-adds over (KH, KW, C) from 0 on, however many pixels are done together. */
 #include "adr_kernels.h"
 
+#if defined(__aarch64__) && defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
 enum { CHANNELS = 4, PIXELS = 4 };
+
+#if defined(__aarch64__) && defined(__ARM_NEON)
+
+void adr_add_pixel_f32(const float *x, const float *w, int32_t n, float *acc) {
+  float32x4_t a = vld1q_f32(acc);
+  for (int32_t k = 0; k < n; ++k, w += CHANNELS) a = vfmaq_n_f32(a, vld1q_f32(w), x[k]);
+  vst1q_f32(acc, a);
+}
+
+void adr_add_pixels_f32(const float *x, int32_t step, const float *w, int32_t n, float *acc) {
+  const float *x1 = x + step, *x2 = x1 + step, *x3 = x2 + step;
+  float32x4_t a = vld1q_f32(acc), b = vld1q_f32(acc + 4), c = vld1q_f32(acc + 8), d = vld1q_f32(acc + 12);
+  for (int32_t k = 0; k < n; ++k, w += CHANNELS) {
+    const float32x4_t four = vld1q_f32(w);
+    a = vfmaq_n_f32(a, four, x[k]);
+    b = vfmaq_n_f32(b, four, x1[k]);
+    c = vfmaq_n_f32(c, four, x2[k]);
+    d = vfmaq_n_f32(d, four, x3[k]);
+  }
+  vst1q_f32(acc, a);
+  vst1q_f32(acc + 4, b);
+  vst1q_f32(acc + 8, c);
+  vst1q_f32(acc + 12, d);
+}
+
+#else
 
 void adr_add_pixel_f32(const float *x, const float *w, int32_t n, float *acc) {
   float a0 = acc[0], a1 = acc[1], a2 = acc[2], a3 = acc[3];
@@ -36,6 +66,8 @@ void adr_add_pixels_f32(const float *x, int32_t step, const float *w, int32_t n,
   acc[8] = c0, acc[9] = c1, acc[10] = c2, acc[11] = c3;
   acc[12] = d0, acc[13] = d1, acc[14] = d2, acc[15] = d3;
 }
+
+#endif
 
 /* Sums of 1 or 4 pixels from (row, column) of x on; taps of a row without dilation are one run. */
 static void add_taps(const adr_window *s, const float *x, const float *w, int32_t row, int32_t column, int32_t kx0,

@@ -29,6 +29,28 @@ static void four_channels(const adr_window *window, const adr_taps *taps, const 
   sums[3] = s3;
 }
 
+#if defined(ADR_INT8_NEON)
+
+/* Eight channels at once. */
+static void eight_channels(const adr_window *window, const adr_taps *taps, const int8_t *x, const int8_t *weight,
+                           int32_t channel, int32_t sums[8]) {
+  const int32_t C = window->channels, step = window->dilation_x * C;
+  int32x4_t low = vdupq_n_s32(0), high = low;
+  for (int32_t ky = taps->top; ky < taps->bottom; ++ky) {
+    const int8_t *at = x + (taps->origin + channel + ky * window->dilation_y * window->width * C + taps->left * step);
+    const int8_t *w = weight + (ky * window->kernel_width + taps->left) * C + channel;
+    for (int32_t kx = taps->left; kx < taps->right; ++kx, at += step, w += C) {
+      const int16x8_t products = vmull_s8(vld1_s8(at), vld1_s8(w));
+      low = vaddw_s16(low, vget_low_s16(products));
+      high = vaddw_high_s16(high, products);
+    }
+  }
+  vst1q_s32(sums, low);
+  vst1q_s32(sums + 4, high);
+}
+
+#endif
+
 static int32_t one_channel(const adr_window *window, const adr_taps *taps, const int8_t *x, const int8_t *weight,
                            int32_t channel) {
   const int32_t C = window->channels;
@@ -53,7 +75,13 @@ void adr_depthwise_i8(const adr_int8_layer *p, const int8_t *x, const int8_t *we
                              adr_first_tap(left, window->dilation_x),
                              adr_end_tap(left, window->dilation_x, window->kernel_width, window->width),
                              (top * window->width + left) * C};
-      int32_t sums[4], c = 0;
+      int32_t sums[8], c = 0;
+#if defined(ADR_INT8_NEON)
+      for (; c + 8 <= C; c += 8) {
+        eight_channels(window, &taps, x, weight, c, sums);
+        adr_finish_rows(p, rescale, c, 8, 1, sums, 8, 1, NULL, y);
+      }
+#endif
       for (; c + 4 <= C; c += 4) {
         four_channels(window, &taps, x, weight, c, sums);
         adr_finish_rows(p, rescale, c, 4, 1, sums, 4, 1, NULL, y);

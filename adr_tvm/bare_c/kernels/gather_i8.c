@@ -114,6 +114,43 @@ static int run_unrolled(const adr_unrolled *kinds, const adr_gather_taps *taps, 
 
 #endif
 
+#if defined(ADR_INT8_NEON)
+
+/* The sums of an output stay in two vectors while its taps are added up. */
+#define ADR_ADD_TAPS(first, second, load, add)                                                                     \
+  for (int32_t ky = 0, tap = 0; ky < taps->rows; ++ky) {                                                           \
+    const adr_entry *at = entries + ky * taps->row;                                                                \
+    for (int32_t kx = 0; kx < taps->columns; ++kx, ++tap, at += taps->tap) {                                       \
+      const uint32_t *row = table + *at + ADR_ROW_WORDS * tap;                                                     \
+      first = add(first, load(vld1q_u32(row)));                                                                    \
+      second = add(second, load(vld1q_u32(row + 4)));                                                              \
+    }                                                                                                              \
+  }
+
+void adr_gather_i8(const adr_gather_taps *taps, const uint32_t *table, const adr_entry *entries, int32_t outputs,
+                   int32_t *sums) {
+  for (int32_t output = 0; output < outputs; ++output, entries += taps->step, sums += 8) {
+    int32x4_t first = vld1q_s32(sums), second = vld1q_s32(sums + 4);
+    ADR_ADD_TAPS(first, second, vreinterpretq_s32_u32, vaddq_s32)
+    vst1q_s32(sums, first);
+    vst1q_s32(sums + 4, second);
+  }
+}
+
+void adr_gather_small_i8(const adr_gather_taps *taps, const uint32_t *table, const adr_entry *entries, int32_t outputs,
+                         int32_t *sums) {
+  for (int32_t output = 0; output < outputs; ++output, entries += taps->step, sums += 16) {
+    int16x8_t first = vdupq_n_s16(0), second = first;
+    ADR_ADD_TAPS(first, second, vreinterpretq_s16_u32, vaddq_s16)
+    vst1q_s32(sums, vaddw_s16(vld1q_s32(sums), vget_low_s16(first)));
+    vst1q_s32(sums + 4, vaddw_high_s16(vld1q_s32(sums + 4), first));
+    vst1q_s32(sums + 8, vaddw_s16(vld1q_s32(sums + 8), vget_low_s16(second)));
+    vst1q_s32(sums + 12, vaddw_high_s16(vld1q_s32(sums + 12), second));
+  }
+}
+
+#else
+
 static const uint32_t *row_at(const uint32_t *table, adr_entry entry) {
 #if defined(ADR_GATHER_LDM)
   (void)table;
@@ -157,3 +194,5 @@ void adr_gather_small_i8(const adr_gather_taps *taps, const uint32_t *table, con
     }
   }
 }
+
+#endif

@@ -1,14 +1,13 @@
 #include "adr_int8_products.h"
 
-#include "adr_int8_pairs.h"
+#include "adr_int8_neon.h"
 
 uint32_t adr_widen_i8(const int8_t *values, int32_t steps, uint32_t *column) {
   uint32_t any = 0;
-  for (; steps > 0; --steps, values += 4, column += 8) {
+  for (; steps > 0; --steps, values += 4, column += ADR_STEP_WORDS) {
     const uint32_t four = adr_four(values);
     any |= four;
-    column[0] = adr_even(four);
-    column[4] = adr_odd(four);
+    adr_put_four(column, four);
   }
   return any;
 }
@@ -118,6 +117,67 @@ ADR_PRODUCTS(adr_small_products_i8,
              "add r10, r1, r1, lsl #1\n"
              "str r5, [r12, r10]\n"
              "str r2, [r12], #4\n");
+
+#elif defined(ADR_INT8_NEON)
+
+static inline void store_transposed(int32x4_t filters[4], int32_t *sums, int32_t stride) {
+  adr_transpose(filters);
+  vst1q_s32(sums, filters[0]);
+  vst1q_s32(sums + stride, filters[1]);
+  vst1q_s32(sums + 2 * stride, filters[2]);
+  vst1q_s32(sums + 3 * stride, filters[3]);
+}
+
+/* Sums / 2^-down, to nearest, as int16. */
+static inline uint32x4_t eight_small(int32x4_t low, int32x4_t high, int32x4_t down) {
+  const int16x4_t first = vmovn_s32(vrshlq_s32(low, down)), second = vmovn_s32(vrshlq_s32(high, down));
+  return vreinterpretq_u32_s16(vcombine_s16(first, second));
+}
+
+void adr_products_i8(const int32_t *weights, const uint32_t *columns, int32_t steps, int32_t pairs, int32_t *sums,
+                     int32_t stride, int32_t pair_words) {
+  for (; pairs >= 4; pairs -= 4, sums += 8, weights += 4 * pair_words) {
+    int32x4_t found[8];
+    adr_multiply_four_pairs(weights, pair_words, columns, steps, found);
+    store_transposed(found, sums, stride);
+    store_transposed(found + 4, sums + 4, stride);
+  }
+  for (; pairs > 0; --pairs, sums += 2, weights += pair_words) {
+    int32x4_t found[2];
+    adr_multiply_pair(weights, columns, steps, found);
+    const int32x4_t low = vzip1q_s32(found[0], found[1]), high = vzip2q_s32(found[0], found[1]);
+    vst1_s32(sums, vget_low_s32(low));
+    vst1_s32(sums + stride, vget_high_s32(low));
+    vst1_s32(sums + 2 * stride, vget_low_s32(high));
+    vst1_s32(sums + 3 * stride, vget_high_s32(high));
+  }
+}
+
+void adr_small_products_i8(const int32_t *weights, const uint32_t *columns, int32_t steps, int32_t pairs,
+                           uint32_t *products, int32_t stride, int32_t pair_words, int32_t shift) {
+  const int32x4_t down = vdupq_n_s32(-shift);
+  for (; pairs >= 4; pairs -= 4, products += 4, weights += 4 * pair_words) {
+    int32x4_t found[8];
+    adr_multiply_four_pairs(weights, pair_words, columns, steps, found);
+    adr_transpose(found);
+    adr_transpose(found + 4);
+    vst1q_u32(products, eight_small(found[0], found[4], down));
+    vst1q_u32(products + stride, eight_small(found[1], found[5], down));
+    vst1q_u32(products + 2 * stride, eight_small(found[2], found[6], down));
+    vst1q_u32(products + 3 * stride, eight_small(found[3], found[7], down));
+  }
+  for (; pairs > 0; --pairs, ++products, weights += pair_words) {
+    int32x4_t found[2];
+    adr_multiply_pair(weights, columns, steps, found);
+    const int16x4_t first = vmovn_s32(vrshlq_s32(found[0], down)), second = vmovn_s32(vrshlq_s32(found[1], down));
+    const uint32x2_t low = vreinterpret_u32_s16(vzip1_s16(first, second));
+    const uint32x2_t high = vreinterpret_u32_s16(vzip2_s16(first, second));
+    vst1_lane_u32(products, low, 0);
+    vst1_lane_u32(products + stride, low, 1);
+    vst1_lane_u32(products + 2 * stride, high, 0);
+    vst1_lane_u32(products + 3 * stride, high, 1);
+  }
+}
 
 #else
 

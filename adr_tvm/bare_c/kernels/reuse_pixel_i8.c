@@ -86,7 +86,7 @@ static void multiply_clusters(const adr_block *block, int32_t segment, int32_t f
   const int32_t steps = (p->length + 3) / 4, stride = ADR_ROW_WORDS * taps;
   const int32_t pair_words = 2 * steps * p->segments * window->kernel_height * window->kernel_width;
   uint32_t *rows = block->table + stride;
-  for (int32_t column = 0; column < clusters; column += 4, centroids += 8 * steps, rows += 4 * stride) {
+  for (int32_t column = 0; column < clusters; column += 4, centroids += ADR_STEP_WORDS * steps, rows += 4 * stride) {
     for (int32_t tap = 0; tap < taps; ++tap) {
       const int32_t *weight = block->weight + 2 * steps * ((first_tap + tap) * p->segments + segment);
       uint32_t *products = rows + ADR_ROW_WORDS * tap;

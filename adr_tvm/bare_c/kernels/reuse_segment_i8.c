@@ -54,10 +54,10 @@ static void run_dense(const adr_rows *rows, const int32_t *weight, const int32_t
     for (int32_t c = 0; c < block; ++c) {
       for (int32_t s = 0; s < p->segments; ++s) {
         const int8_t *vector = fetch_segment(rows, s, first + c, (int8_t *)scratch);
-        uint32_t *column = columns + 8 * steps * s + c;
+        uint32_t *column = columns + ADR_STEP_WORDS * steps * s + c;
         if (vector != NULL) adr_widen_i8(vector, steps, column);
         else
-          for (int32_t word = 0; word < 2 * steps; ++word) column[4 * word] = 0;
+          for (int32_t step = 0; step < steps; ++step) adr_put_four(column + ADR_STEP_WORDS * step, 0);
       }
     }
     for (int32_t m = 0; m < M; m += 8) {
@@ -88,7 +88,7 @@ static void add_group(const adr_int8_reuse *p, const adr_group *group, const int
     const uint32_t *centroids = group->centroids + 2 * steps * group->places * g;
     const int32_t *own = weight + 2 * steps * (group->first + g);
     uint32_t *products = table + stride + ADR_ROW_WORDS * g;
-    for (int32_t c = 0; c < group->clusters[g]; c += 4, centroids += 8 * steps, products += 4 * stride) {
+    for (int32_t c = 0; c < group->clusters[g]; c += 4, centroids += ADR_STEP_WORDS * steps, products += 4 * stride) {
       if (p->table_shift < 0) adr_products_i8(own, centroids, steps, pairs, (int32_t *)products, stride, pair_words);
       else adr_small_products_i8(own, centroids, steps, pairs, products, stride, pair_words, p->table_shift);
     }
