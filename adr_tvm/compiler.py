@@ -293,8 +293,6 @@ def _search_options(options: CompileOptions) -> SearchOptions:
     named = {field.name: getattr(options, field.name) for field in fields(SearchOptions)}
     if options.min_psnr is not None:
         named["metric"] = "psnr"
-    if options.entry.gpu is not None:
-        named["granularity"] = "row"  # there are kernels for no other
     return SearchOptions(**named)
 
 

@@ -105,9 +105,9 @@ class LoadedNetwork:
             )
         for name, setting in plan.reused.items():
             candidate, planes = found[name], plan.planes.get(name)
-            if self.options.entry.gpu is not None and setting.granularity != "row":
+            if self.options.entry.gpu is not None and setting.table != "float32":
                 raise ModelError(
-                    f"{where}: layer {name!r} reuses by {setting.granularity}, for which there are no CUDA kernels yet"
+                    f"{where}: layer {name!r} keeps products as {setting.table}, which has no CUDA kernels yet"
                 )
             if candidate.reason:
                 raise ModelError(f"{where}: layer {name!r} cannot reuse: {candidate.reason}")

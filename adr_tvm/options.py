@@ -170,8 +170,6 @@ class CompileOptions:
     def _check_cuda(self) -> None:
         if self.emit == "bundle":
             raise UsageError(f"--emit bundle holds a runtime for processors, not for {self.entry.name}: use library")
-        if self.granularity not in (None, "row"):
-            raise UsageError(f"--granularity {self.granularity} has no kernels for {self.entry.name}, row has")
         if self.cost_model is not None:
             raise UsageError(f"--cost-model is of a processor; times of {self.entry.name} come from its data sheet")
 

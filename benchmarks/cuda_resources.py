@@ -3,7 +3,7 @@
     python -m benchmarks.cuda_resources [--arch SM,...] [--layer NAME ...]
 
 Needs no GPU: the numbers are the assembler's. Layers are compiled at batch 32, dense and with reuse of rows (8 bits,
-and `exact`). Kernels that several layers share are listed with each.
+and `exact`), pixels and segments (8 bits). Kernels that several layers share are listed with each.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ SETTINGS = (
     None,
     ReuseSetting("row", H=8, hash="gaussian"),
     ReuseSetting("row", L=1, H=1, hash="exact"),
+    ReuseSetting("pixel", L=16, H=8, hash="gaussian"),
+    ReuseSetting("segment", L=16, H=8, hash="gaussian"),
 )
 _HEADINGS = (
     Heading("layer", numeric=False),
@@ -66,7 +68,8 @@ def resources_of(geometry: ConvGeometry, setting: ReuseSetting | None, entry: Ta
         activation=Activation.relu(),
     )
     if setting is not None:
-        planes = None if setting.hash == "exact" else np.zeros((1, g.K, setting.H), np.float32)
+        shape = g.segments(setting), g.vector_length(setting), setting.H
+        planes = None if setting.hash == "exact" else np.zeros(shape, np.float32)
         call = ops.with_reuse(call, setting, planes, None if planes is None else planes[:, 0])
     builder = relax.BlockBuilder()
     with builder.function("main", [x]):
@@ -83,7 +86,7 @@ def rows_of(layers: Sequence[str], entry: TargetEntry) -> Iterator[list[str]]:
     for layer in layers:
         for setting in SETTINGS:
             for used in resources_of(LAYERS[layer], setting, entry):
-                kind = "" if setting is None else f" ({setting.hash})"
+                kind = "" if setting is None or setting.granularity != "row" else f" ({setting.hash})"
                 kernel = used.kernel.removeprefix("adr_").removesuffix("_kernel") + kind
                 numbers = (used.registers, used.spills, used.stack, used.shared)
                 yield [layer, kernel, used.architecture, *map(str, numbers)]
