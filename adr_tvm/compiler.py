@@ -196,11 +196,13 @@ def _plan_layers(
     """Search, or measure the given plan; the dense network is compared with ONNX Runtime first."""
     from adr_tvm._tvm import processor_target
     from adr_tvm.build import build_module, build_plan, code_objects_of
+    from adr_tvm.cuda.present import present_gpu, runs_here
     from adr_tvm.frontend.dense_check import check_dense, some_inputs
     from adr_tvm.passes.mark_candidates import find_candidates
     from adr_tvm.planner.board_clock import BoardClock
     from adr_tvm.planner.core_cost import foreign_cost_model
     from adr_tvm.planner.cost_file import find_cost_model, recorded
+    from adr_tvm.planner.cuda_clock import CudaClock
     from adr_tvm.planner.gpu_cost import gpu_cost_model
     from adr_tvm.planner.predicted_clock import PredictedClock
     from adr_tvm.planner.search import evaluate, search
@@ -228,7 +230,12 @@ def _plan_layers(
             cost = recorded(timings, threads) if options.cost_model is None else None
             cost = cost or foreign_cost_model(options.entry, options.cost_model, threads, lanes, options.dtype)
         candidates = find_candidates(network.mod["main"], "main", network.rules)
-        clock = PredictedClock(cost, options.entry.name, candidates)
+        gpu = present_gpu() if runs_here(options.entry) else None
+        if gpu is None:
+            clock = PredictedClock(cost, options.entry.name, candidates)
+        else:
+            get_log().info("measuring on %s", gpu.name)
+            clock = CudaClock(gpu.name, options.entry, network.target, network.mod, timings)
         if board is not None:
             clock = BoardClock(board, network.mod, network.target, timings)
     elif plan is None and samples is not None and not options.lossless:

@@ -116,9 +116,15 @@ class CompileOptions:
 
     @cached_property
     def entry(self) -> TargetEntry:
-        """What to compile for."""
+        """What to compile for; ``cuda`` alone is the GPU at hand, where there is one."""
         found = find_target(self.target) if self.target_json is None else read_target(self.target_json)
-        return found if self.arch is None else with_architectures(found, self.arch)
+        if self.arch is not None:
+            return with_architectures(found, self.arch)
+        if found.name != "cuda":
+            return found
+        from adr_tvm.cuda.present import for_present_gpu
+
+        return for_present_gpu(found)
 
     @cached_property
     def board(self) -> Address | None:
