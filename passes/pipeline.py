@@ -34,6 +34,7 @@ from adr_tvm.passes.fuse_residual import FuseResidual
 from adr_tvm.passes.inference_form import InferenceForm
 from adr_tvm.passes.lower_operators import LowerOperators
 from adr_tvm.passes.lower_tensor_ops import LowerTensorOps
+from adr_tvm.passes.lowering_cuda_gradients import LowerCudaGradients
 from adr_tvm.passes.mark_candidates import CandidateRules, MarkCandidates
 from adr_tvm.passes.mark_no_alias import MarkNoAlias
 from adr_tvm.passes.merge_calls import MergeCalls
@@ -155,6 +156,7 @@ def _lower_for_cuda(target: Target) -> Passes:
         PlainNames(),
         FuseResidual(),
         LowerOperators(target),
+        LowerCudaGradients(),
         # Everything else: TVM's legalisation and fusion, then its schedules for GPUs.
         *_legalise(),
         ScheduleGpu(),

@@ -17,6 +17,8 @@
 #define __shared__ static
 #define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(...)
+#define CUDART_INF_F INFINITY
+#define CUDART_NAN_F NAN
 #define uint unsigned int
 #define uchar unsigned char
 #define ushort unsigned short
