@@ -39,7 +39,8 @@ def _axes(*extents: int) -> list[Any]:
 
 
 def _epilogue_grad(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    return relax.Tuple(_dz_and_dbias(bb, *call.args, ops.activation_of(call)))
+    y, dy = call.args
+    return relax.Tuple(list(_dz_and_dbias(bb, y, dy, ops.activation_of(call))))
 
 
 def _dz_and_dbias(
