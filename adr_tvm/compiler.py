@@ -204,12 +204,14 @@ def _plan_layers(
     """Search, or measure the given plan; the dense network is compared with ONNX Runtime first."""
     from adr_tvm._tvm import processor_target
     from adr_tvm.build import build_module, build_plan, code_objects_of
+    from adr_tvm.cuda.present import present_gpu, runs_here
     from adr_tvm.frontend.dense_check import check_dense, some_inputs
     from adr_tvm.passes import pipeline
     from adr_tvm.passes.emulate_precision import EmulatePrecision
     from adr_tvm.passes.mark_candidates import find_candidates
     from adr_tvm.planner.board_clock import BoardClock
     from adr_tvm.planner.cost_file import find_cost_model, recorded
+    from adr_tvm.planner.cuda_clock import CudaClock
     from adr_tvm.planner.gpu_cost import gpu_cost_model
     from adr_tvm.planner.predicted_clock import PredictedClock
     from adr_tvm.planner.search import evaluate, search
@@ -246,7 +248,14 @@ def _plan_layers(
             cost = recorded(timings, threads) if options.cost_model is None else None
             cost = cost or _predicted_cost(options, threads, lanes)
         candidates = find_candidates(network.mod["main"], "main", network.rules)
-        clock = PredictedClock(cost, options.entry.name, candidates)
+        gpu = present_gpu() if runs_here(options.entry) else None
+        if gpu is None:
+            clock = PredictedClock(cost, options.entry.name, candidates)
+        else:
+            get_log().info("measuring on %s", gpu.name)
+            clock = CudaClock(
+                gpu.name, options.entry, network.target, network.mod, timings, options.precision
+            )
         if board is not None:
             clock = BoardClock(board, network.mod, network.target, timings)
     elif plan is None and samples is not None and not options.lossless:
@@ -322,10 +331,10 @@ def _search_options(options: CompileOptions) -> SearchOptions:
     from adr_tvm.planner.options import SearchOptions
 
     named = {field.name: getattr(options, field.name) for field in fields(SearchOptions)}
+    if options.precision is not None and options.entry.gpu is not None:
+        named["granularity"] = "row"  # on tensor cores there are kernels for no other
     if options.min_psnr is not None:
         named["metric"] = "psnr"
-    if options.entry.gpu is not None:
-        named["granularity"] = "row"  # there are kernels for no other
     return SearchOptions(**named)
 
 

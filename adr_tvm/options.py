@@ -133,10 +133,16 @@ class CompileOptions:
 
     @cached_property
     def entry(self) -> TargetEntry:
-        """What to compile for."""
+        """What to compile for; ``cuda`` alone is the GPU at hand, where there is one."""
         named = self.target or (DEFAULT_C_TARGET if self.emit == "c" else "cpu")
         found = find_target(named) if self.target_json is None else read_target(self.target_json)
-        return found if self.arch is None else with_architectures(found, self.arch)
+        if self.arch is not None:
+            return with_architectures(found, self.arch)
+        if found.name != "cuda":
+            return found
+        from adr_tvm.cuda.present import for_present_gpu
+
+        return for_present_gpu(found)
 
     @cached_property
     def board(self) -> Address | None:
@@ -193,8 +199,6 @@ class CompileOptions:
     def _check_cuda(self) -> None:
         if self.emit == "bundle":
             raise UsageError(f"--emit bundle holds a runtime for processors, not for {self.entry.name}: use library")
-        if self.granularity not in (None, "row"):
-            raise UsageError(f"--granularity {self.granularity} has no kernels for {self.entry.name}, row has")
         if self.cost_model is not None:
             raise UsageError(f"--cost-model is of a processor; times of {self.entry.name} come from its data sheet")
 

@@ -3,8 +3,9 @@
     python -m benchmarks.cuda_resources [--arch SM,...] [--layer NAME ...] [--dtype NAME] [--kernel PATTERN]
 
 Needs no GPU: the numbers are the assembler's. Layers are compiled at batch 32, dense and with reuse of rows (8 bits,
-and `exact`). Kernels that several layers share are listed with each. With a disassembler (`benchmarks/sass.py`) the
-last column tells how many instructions of the inner loop are products: `HMMA` of tensor cores, else `FFMA`.
+`exact`), pixels and segments (8 bits; in fp32). Kernels that several layers share are listed with each. With a
+disassembler (`benchmarks/sass.py`) the last column tells how many instructions of the inner loop are products: `HMMA` of
+tensor cores, else `FFMA`.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ SETTINGS = (
     None,
     ReuseSetting("row", H=8, hash="gaussian"),
     ReuseSetting("row", L=1, H=1, hash="exact"),
+    ReuseSetting("pixel", L=16, H=8, hash="gaussian"),
+    ReuseSetting("segment", L=16, H=8, hash="gaussian"),
 )
 _HEADINGS = (
     Heading("layer", numeric=False),
@@ -74,7 +77,8 @@ def resources_of(
         activation=Activation.relu(),
     )
     if setting is not None:
-        planes = None if setting.hash == "exact" else np.zeros((1, g.K, setting.H), np.float32)
+        shape = g.segments(setting), g.vector_length(setting), setting.H
+        planes = None if setting.hash == "exact" else np.zeros(shape, np.float32)
         call = ops.with_reuse(call, setting, planes, None if planes is None else planes[:, 0])
     builder = relax.BlockBuilder()
     with builder.function("main", [x]):
@@ -99,8 +103,10 @@ def rows_of(
     nvdisasm = find_nvdisasm()
     for layer in layers:
         for setting in SETTINGS:
+            if precision is not None and setting is not None and setting.granularity != "row":
+                continue  # fp32 only
             for used in resources_of(LAYERS[layer], setting, entry, precision):
-                kind = "" if setting is None else f" ({setting.hash})"
+                kind = "" if setting is None or setting.granularity != "row" else f" ({setting.hash})"
                 kernel = used.kernel.removeprefix("adr_").removesuffix("_kernel") + kind
                 numbers = (used.registers, used.spills, used.stack, used.shared)
                 if re.search(pattern, kernel):

@@ -1,6 +1,6 @@
 """How one operator of ours becomes calls of TIR kernels, for a CUDA target.
 
-Dense and grouped: one kernel. Reuse, of rows only: keys, hash table, list of representatives, centroids, GEMM over the
+Dense and grouped: one kernel. Reuse of rows: keys, hash table, list of representatives, centroids, GEMM over the
 list, copies. How many representatives there are stays on the GPU: grids are made for the most there can be.
 """
 
@@ -11,20 +11,21 @@ from tvm import relax, te, tirx
 
 from adr_tvm import ops
 from adr_tvm._tvm import static_shape, tensor_type
+from adr_tvm.passes.lowering_cuda_calls import TYPICAL_BATCH, KernelCalls, packed_weights
+from adr_tvm.passes.lowering_cuda_vectors import VectorLowering
 from adr_tvm.passes.lowering_dense import image_of, prepared
 from adr_tvm.passes.lowering_tensor_cores import dense_on_tensor_cores, rows_on_tensor_cores
 from adr_tvm.schedules.cluster import capacity, units
 from adr_tvm.schedules.cuda.copy_rows import copy_rows
 from adr_tvm.schedules.cuda.grouped_conv2d import grouped_conv2d
-from adr_tvm.schedules.cuda.implicit_gemm import implicit_gemm, implicit_gemm_of_rows, padded_k, padded_m
-from adr_tvm.schedules.cuda.row_keys import MANY_ROWS, padded_entries, padded_planes, row_keys, table_size
-from adr_tvm.schedules.cuda.row_list import blocks_of, count_rows, list_rows
+from adr_tvm.schedules.cuda.implicit_gemm import implicit_gemm, implicit_gemm_of_rows
+from adr_tvm.schedules.cuda.key_table import insert_keys, table_size
+from adr_tvm.schedules.cuda.prefix_sum import blocks_of
+from adr_tvm.schedules.cuda.row_keys import MANY_ROWS, padded_entries, padded_planes, row_keys
+from adr_tvm.schedules.cuda.row_list import count_rows, list_rows
 from adr_tvm.schedules.cuda.row_means import row_means
-from adr_tvm.schedules.cuda.row_table import guard_rows, insert_rows, match_rows
-from adr_tvm.schedules.cuda.thread_tile import ThreadTile, gemm_tile
-from adr_tvm.schedules.packing import te_lengthen
-
-TYPICAL_BATCH = 32  # where the batch is symbolic
+from adr_tvm.schedules.cuda.row_table import guard_rows, match_rows
+from adr_tvm.schedules.cuda.thread_tile import gemm_tile
 
 
 def lower_call(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -35,14 +36,17 @@ def lower_call(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
         call: call of one of the operators in ``adr_tvm/ops.py``.
 
     Raises:
-        ValueError: reuse of another granularity than ``row``, or in training.
+        ValueError: reuse with integer or bfloat16 tables, or in training.
     """
     if call.op.name == ops.GROUPED_CONV2D:
         dtype = str(ops.output_type(call).dtype)
         kernel = grouped_conv2d(ops.geometry_of(call), ops.groups_of(call), ops.activation_of(call), dtype)
         return relax.call_tir(bb.add_func(kernel, "adr_grouped_conv2d"), list(call.args), ops.output_type(call))
     if call.op.name in ops.REUSE_OPS:
-        return _RowLowering(bb, call).lower()
+        if ops.is_training(call):
+            raise ValueError(f"{ops.layer_name(call)}: reuse in training has no kernels for CUDA")
+        rows = ops.setting_of(call).granularity == "row"
+        return (_RowLowering if rows else VectorLowering)(bb, call).lower()
     return _lower_dense(bb, call)
 
 
@@ -62,33 +66,10 @@ def _lower_dense(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     return relax.op.reshape(bb.emit(y), out.shape) if call.op.name == ops.DENSE else y
 
 
-def packed_weights(bb: relax.BlockBuilder, call: relax.Call, tile: ThreadTile) -> tuple[relax.Expr, relax.Expr]:
-    """Weights [K, M] and bias [M] of a call, both padded with zeros to whole tiles."""
-    g = ops.geometry_of(call)
-    w, bias = call.args[1:3]
-    K, M, Kp, Mp = g.K, g.M, padded_k(g, tile), padded_m(g, tile)
-
-    def te_pad(t: te.Tensor) -> te.Tensor:
-        def entry(k: tirx.Var, m: tirx.Var) -> tirx.PrimExpr:
-            k_in, m_in = tirx.min(k, K - 1), tirx.min(m, M - 1)
-            place = (k_in, m_in) if len(t.shape) == 2 else (k_in // (g.KW * g.C), k_in // g.C % g.KW, k_in % g.C, m_in)
-            return tirx.if_then_else(tirx.all(k < K, m < M), t[place], tirx.const(0.0, "float32"))
-
-        return te.compute((tirx.const(Kp, "int64"), tirx.const(Mp, "int64")), entry, name="pad_weights")
-
-    return (
-        prepared(bb, w, lambda v: np.pad(v.reshape(K, M), ((0, Kp - K), (0, Mp - M))), te_pad),
-        prepared(bb, bias, lambda v: np.pad(v, (0, Mp - M)), lambda t: te_lengthen(t, Mp - M)),
-    )
-
-
-class _RowLowering:
+class _RowLowering(KernelCalls):
     def __init__(self, bb: relax.BlockBuilder, call: relax.Call):
-        self.bb, self.call = bb, call
-        self.geometry, self.setting = ops.geometry_of(call), ops.setting_of(call)
-        if self.setting.granularity != "row" or ops.is_training(call):
-            what = "training" if ops.is_training(call) else f"granularity={self.setting.granularity}"
-            raise ValueError(f"{ops.layer_name(call)}: {what} has no kernels for CUDA")
+        super().__init__(bb, "row")
+        self.call, self.geometry, self.setting = call, ops.geometry_of(call), ops.setting_of(call)
 
     def lower(self) -> relax.Expr:
         """(y, stats)."""
@@ -102,24 +83,24 @@ class _RowLowering:
         counted, dtype = tensor_type([U, 2], "int32"), str(x.ty.dtype)
         keys = row_keys(g, setting, g.rows * typical >= MANY_ROWS, dtype)
         types = [tensor_type([U, N], "int64"), tensor_type([U, slots], "int32"), words, counted]
-        key, table, last, stats = self._outputs("keys", keys, [x, *self._planes()], types)
-        (table, slot) = self._outputs(
-            "insert", insert_rows(), [key, table], [tensor_type([U, slots], "int32"), words], [1, -1]
+        key, table, last, stats = self.outputs("keys", keys, [x, *self._planes()], types)
+        (table, slot) = self.outputs(
+            "insert", insert_keys(), [key, table], [tensor_type([U, slots], "int32"), words], [1, -1]
         )
         match = match_rows(g, setting, dtype)
-        lead, stats = self._outputs("match", match, [x, table, slot, stats], [words, counted], [-1, 3])
-        lead, stats, last = self._outputs(
+        lead, stats = self.outputs("match", match, [x, table, slot, stats], [words, counted], [-1, 3])
+        lead, stats, last = self.outputs(
             "guard", guard_rows(setting), [lead, stats, last], [words, counted, words], [0, 1, 2]
         )
         blocks = tensor_type([blocks_of(B * g.rows), 2], "int32")
-        (counts,) = self._outputs("count", count_rows(), [lead, last], [blocks])
+        (counts,) = self.outputs("count", count_rows(), [lead, last], [blocks])
         listed = [every, every, every, tensor_type([2], "int32")]
-        work, source, shared, totals = self._outputs("list", list_rows(setting), [lead, last, counts], listed)
+        work, source, shared, totals = self.outputs("list", list_rows(setting), [lead, last, counts], listed)
         means = []
         if not exact:
             cap = capacity(setting, N if setting.scope == "batch" else g.rows)
             out = [tensor_type([U * cap, g.K], dtype)]
-            means = self._outputs("means", row_means(g, setting, dtype), [x, lead, last, shared, totals], out)
+            means = self.outputs("means", row_means(g, setting, dtype), [x, lead, last, shared, totals], out)
         if ops.precision_of(self.call) is None:
             tile = gemm_tile(g.rows * typical, g.M)
             kernel = implicit_gemm_of_rows(g, ops.activation_of(self.call), tile, setting)
@@ -128,30 +109,11 @@ class _RowLowering:
             kernel, weights = rows_on_tensor_cores(self.bb, self.call, g.rows * typical)
         args = [x, *weights, work, totals, *([] if exact else [source, *means])]
         image = tensor_type([B, g.OH, g.OW, g.M], dtype)
-        (y,) = self._outputs("gemm", kernel, args, [image])
-        (y,) = self._outputs("copy", copy_rows(g, setting, dtype), [lead, y], [image], [1])
+        (y,) = self.outputs("gemm", kernel, args, [image])
+        (y,) = self.outputs("copy", copy_rows(g, setting, dtype), [lead, y], [image], [1])
         if self.call.op.name == ops.REUSE_DENSE:
             y = self.bb.emit(relax.op.reshape(y, ops.output_type(self.call).shape))
         return relax.Tuple([y, stats])
-
-    def _outputs(
-        self,
-        name: str,
-        kernel: tirx.PrimFunc,
-        args: list[relax.Expr],
-        types: list[relax.TensorType],
-        inplace: list[int] | None = None,
-    ) -> list[relax.Expr]:
-        """The outputs of a kernel; ``inplace``: which argument each of them is, -1 for none."""
-        function = self.bb.add_func(kernel, f"adr_row_{name}")
-        out = types if len(types) > 1 else types[0]
-        if inplace is None:
-            made = self.bb.emit(relax.call_tir(function, args, out))
-        else:
-            made = self.bb.emit(relax.op.call_tir_inplace(function, args, inplace, out))
-        if len(types) == 1:
-            return [made]
-        return [self.bb.emit(relax.TupleGetItem(made, i)) for i in range(len(types))]
 
     def _planes(self) -> tuple[relax.Expr, relax.Expr]:
         """Planes [K, H] in the order (KH, KW, C) of the kernels' rows, and thresholds [H], padded."""

@@ -75,4 +75,4 @@ def prepared(
     value = constant(expr)
     if value is not None:
         return relax.const(fold(value))
-    return bb.emit(bb.call_te(te_fold, expr))
+    return bb.emit_te(te_fold, expr, primfunc_name_hint="adr_prepare")

@@ -35,6 +35,7 @@ from adr_tvm.passes.inference_form import InferenceForm
 from adr_tvm.passes.lower_operators import LowerOperators
 from adr_tvm.passes.lower_precision import LowerPrecision
 from adr_tvm.passes.lower_tensor_ops import LowerTensorOps
+from adr_tvm.passes.lowering_cuda_gradients import LowerCudaGradients
 from adr_tvm.passes.mark_candidates import CandidateRules, MarkCandidates
 from adr_tvm.passes.mark_no_alias import MarkNoAlias
 from adr_tvm.passes.merge_calls import MergeCalls
@@ -171,6 +172,7 @@ def _lower_for_cuda(target: Target, precision: Precision | None) -> Passes:
         # Activations and weights in 16 bits, or weights rounded for tensor cores.
         *([] if precision is None else [LowerPrecision(precision)]),
         LowerOperators(target),
+        LowerCudaGradients(),
         # Everything else: TVM's legalisation and fusion, then its schedules for GPUs.
         *_legalise(),
         ScheduleGpu(),

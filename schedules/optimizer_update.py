@@ -51,9 +51,8 @@ def _f(value: float) -> tirx.PrimExpr:
     return tirx.const(value, "float32")
 
 
-@functools.cache
-def sgd_update(size: int, momentum: float, nesterov: bool, decay: float) -> tirx.PrimFunc:
-    """Returns: PrimFunc of p float32 [size], with momentum b likewise, g likewise, r and t float32 [1]."""
+def sgd_entry(momentum: float, nesterov: bool, decay: float) -> Callable[[list[Any], Any], None]:
+    """What emits the update of an entry (or a vector of them) of the buffers p, b, g and r."""
 
     def update(buffers, i):
         P, B, G, R = buffers
@@ -65,7 +64,13 @@ def sgd_update(size: int, momentum: float, nesterov: bool, decay: float) -> tirx
             g = T.bind(g + _f(momentum) * b) if nesterov else b
         T.buffer_store(P, p - R[0] * g, [i])
 
-    loop, tasks, entries = _over(size, update)
+    return update
+
+
+@functools.cache
+def sgd_update(size: int, momentum: float, nesterov: bool, decay: float) -> tirx.PrimFunc:
+    """Returns: PrimFunc of p float32 [size], with momentum b likewise, g likewise, r and t float32 [1]."""
+    loop, tasks, entries = _over(size, sgd_entry(momentum, nesterov, decay))
     if momentum == 0:
 
         @T.prim_func(private=True)
@@ -94,9 +99,10 @@ def sgd_update(size: int, momentum: float, nesterov: bool, decay: float) -> tirx
     return kernel
 
 
-@functools.cache
-def adam_update(size: int, beta1: float, beta2: float, epsilon: float, decay: float, decoupled: bool) -> tirx.PrimFunc:
-    """Returns: PrimFunc of p, m, v and g float32 [size], r and t float32 [1]."""
+def adam_entry(
+    beta1: float, beta2: float, epsilon: float, decay: float, decoupled: bool
+) -> Callable[[list[Any], Any], None]:
+    """What emits the update of an entry (or a vector of them) of the buffers p, m, v, g and scalars."""
 
     def update(buffers, i):
         P, M, V, G, scalars = buffers
@@ -109,11 +115,29 @@ def adam_update(size: int, beta1: float, beta2: float, epsilon: float, decay: fl
         root = T.sqrt(v) * scalars[1] + _f(epsilon)
         T.buffer_store(P, p * scalars[2] - scalars[0] * m / root, [i])
 
+    return update
+
+
+def adam_scalars(beta1: float, beta2: float, decay: float, decoupled: bool) -> Callable[[Any, Any, Any], None]:
+    """What emits ``scalars`` [3] of the rate r and the step t: rate and root without bias, share of p that stays."""
+
     def unbias(beta, N):
         """1 - beta^t: in float32 it would lose four digits at the first steps."""
         return T.float64(1) - T.pow(T.float64(beta), T.Cast("float64", N[0]))
 
-    loop, tasks, entries = _over(size, update)
+    def emit(scalars, R, N):
+        T.buffer_store(scalars, T.Cast("float32", T.Cast("float64", R[0]) / unbias(beta1, N)), [0])
+        T.buffer_store(scalars, T.Cast("float32", T.float64(1) / T.sqrt(unbias(beta2, N))), [1])
+        T.buffer_store(scalars, T.float32(1) - R[0] * T.float32(decay if decoupled else 0.0), [2])
+
+    return emit
+
+
+@functools.cache
+def adam_update(size: int, beta1: float, beta2: float, epsilon: float, decay: float, decoupled: bool) -> tirx.PrimFunc:
+    """Returns: PrimFunc of p, m, v and g float32 [size], r and t float32 [1]."""
+    loop, tasks, entries = _over(size, adam_entry(beta1, beta2, epsilon, decay, decoupled))
+    find_scalars = adam_scalars(beta1, beta2, decay, decoupled)
 
     @T.prim_func(private=True)
     def kernel(p: T.handle, m: T.handle, v: T.handle, g: T.handle, rate: T.handle, count: T.handle):
@@ -125,9 +149,7 @@ def adam_update(size: int, beta1: float, beta2: float, epsilon: float, decay: fl
         R = T.match_buffer(rate, (T.int64(1),), "float32")
         N = T.match_buffer(count, (T.int64(1),), "float32")
         scalars = T.alloc_buffer((3,), "float32")
-        scalars[0] = T.Cast("float32", T.Cast("float64", R[0]) / unbias(beta1, N))
-        scalars[1] = T.Cast("float32", T.float64(1) / T.sqrt(unbias(beta2, N)))
-        scalars[2] = T.float32(1) - R[0] * T.float32(decay if decoupled else 0.0)
+        find_scalars(scalars, R, N)
         for task in loop(T.int64(tasks)):
             entries([P, M, V, G, scalars], task)
 

@@ -19,6 +19,8 @@
 #define __shared__ static
 #define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(...)
+#define CUDART_INF_F INFINITY
+#define CUDART_NAN_F NAN
 #define uint unsigned int
 #define uchar unsigned char
 #define ushort unsigned short
@@ -95,6 +97,11 @@ static inline int atomicMax(int* p, int v) {
 }
 static inline int atomicAdd(int* p, int v) {
   int old = *p;
+  *p = old + v;
+  return old;
+}
+static inline unsigned long long atomicAdd(unsigned long long* p, unsigned long long v) {
+  unsigned long long old = *p;
   *p = old + v;
   return old;
 }

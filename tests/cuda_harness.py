@@ -15,6 +15,7 @@ from kernel_harness import (
     Run,
     Tensors,
     as_run,
+    check,
     close,
     input_shape,
     layer_module,
@@ -93,6 +94,21 @@ def run_cuda(layer: Layer, tensors: Tensors, x: np.ndarray, order: int = 0, dtyp
         mod, kernels = _compiled(layer, tensors, dtype)
         player = CudaPlayer(kernels, mod["main"], x.reshape(input_shape(layer, len(x))))
     return as_run(layer, len(x), player.result, player.kernels)
+
+
+def check_cuda_vectors(layer: Layer, tensors: Tensors, x: np.ndarray, order: int = 0) -> Run:
+    """Run a reuse layer of ``pixel`` or ``segment`` and compare ids, counts, centroids, gains and values."""
+    name = layer.setting.granularity
+
+    def runner(layer: Layer, tensors: Tensors, x: np.ndarray) -> Run:
+        result = run_cuda(layer, tensors, x, order)
+        kernels = result.kernels
+        gains = kernels[f"{name}_gains"][0] if layer.setting.gain else None
+        counts = kernels[f"{name}_match"][0]
+        kernels[f"{name}_cluster"] = [kernels[f"{name}_ids"][-1], gains, kernels[f"{name}_means"][0], counts]
+        return result
+
+    return check(layer, tensors, x, runner)[0]
 
 
 def ids_of(layer: Layer, x: np.ndarray, result: Run) -> np.ndarray:

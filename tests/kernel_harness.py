@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from unittest import mock
@@ -398,14 +398,16 @@ def close(
     np.testing.assert_allclose(found, nearest, rtol=0, atol=tolerance * max(scale, 1e-30), equal_nan=True)
 
 
-def check(layer: Layer, tensors: Tensors, x: np.ndarray) -> tuple[Run, ReuseResult]:
+def check(
+    layer: Layer, tensors: Tensors, x: np.ndarray, runner: Callable[[Layer, Tensors, np.ndarray], Run] = run
+) -> tuple[Run, ReuseResult]:
     """Run a reuse layer and compare ids, counts, centroids, gains and values with the reference.
 
     Ids must be the reference's outside the rounding band; the rest is what follows from the kernel's own ids.
     """
     g, setting = layer.geometry, layer.setting
     assert setting is not None
-    result = run(layer, tensors, x)
+    result = runner(layer, tensors, x)
     expected = reuse_conv2d(
         x, tensors.w, tensors.bias, g, setting, tensors.planes, tensors.thresholds, layer.activation
     )

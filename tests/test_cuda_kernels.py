@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tvm
 from cuda_emulator import ORDERS, emulated_cuda, thread_order
-from cuda_harness import CONFIG, TARGET, check_cuda, dense_of, run_cuda
+from cuda_harness import CONFIG, TARGET, check_cuda, check_cuda_vectors, dense_of, run_cuda
 from kernel_harness import GEOMETRIES, Layer, close, sample_input, sample_tensors
 
 from adr_tvm.activation import Activation
@@ -123,9 +123,39 @@ def test_more_rows_than_a_block_lists():
     check_cuda(layer, tensors, x, ORDERS[2])
 
 
-def test_other_granularities_are_refused():
-    layer = Layer(GEOMETRIES["3x3"], ReuseSetting("pixel", L=8, H=4))
-    with pytest.raises(ValueError, match="layer: granularity=pixel has no kernels for CUDA"):
+@pytest.mark.parametrize(
+    ("geometry", "setting", "limits"),
+    [
+        ("3x3", ReuseSetting("pixel", L=8, H=5, max_clusters=36), {"product_table.TABLE_BYTES": 1}),
+        ("wide_padding", ReuseSetting("segment", L=3, H=6, hash="gaussian", scope="batch", gain=True), {}),
+        ("stride_over_kernel", ReuseSetting("pixel", L=4, hash="exact"), {"reuse_schedule.BLOCK_CLUSTERS": 8}),
+    ],
+    ids=["pixel", "segment", "exact"],
+)
+def test_vectors(geometry, setting, limits, monkeypatch):
+    """Clauses 2 to 10, 12 and 13: rounds of one segment, units that run dense, clusters that no table holds."""
+    for name, value in limits.items():
+        module, _, attribute = name.partition(".")
+        package = "adr_tvm.schedules.cuda" if module == "product_table" else "adr_tvm.schedules"
+        monkeypatch.setattr(f"{package}.{module}.{attribute}", value)
+    layer = Layer(GEOMETRIES[geometry], setting)
+    tensors, x = sample_tensors(layer), sample_input(layer.geometry, 3)
+    x[1, :2, :2] = 0
+    x[0, 0, 0, 0], x[0, -1, -1, -1] = np.nan, np.inf
+    first = check_cuda_vectors(layer, tensors, x)
+    for order in ORDERS[1:]:
+        again = check_cuda_vectors(layer, tensors, x, order)
+        assert again.y.tobytes() == first.y.tobytes(), "the same bytes in every run"
+    if setting.max_clusters is not None:
+        assert sorted(first.stats[:, 1]) == [0, 1, 1]
+        dense = run_cuda(dense_of(layer), tensors, x)
+        unit = int(np.argmin(first.stats[:, 1]))
+        np.testing.assert_array_equal(first.y[unit], dense.y[unit])
+
+
+def test_integer_tables_are_refused():
+    layer = Layer(GEOMETRIES["3x3"], ReuseSetting("pixel", L=8, H=4, table="int8"))
+    with pytest.raises(ValueError, match="layer: table=int8 has no kernels for CUDA"):
         run_cuda(layer, sample_tensors(layer), sample_input(layer.geometry, 1))
 
 

@@ -5,6 +5,8 @@ A time is the longest of its phases' arithmetic and memory traffic, plus what a 
     dense    N K M multiply-adds; X, W and Y through memory
     row      hash: N K H multiply-adds, X once; numbering: some words for each row; products of the representatives;
              the copies of their outputs
+    pixel,   hash: P C H (segment: N K H) multiply-adds; numbering: some words for each vector; sums: some for each
+    segment  entry; products of the centroids, written; the gather-add of N taps S rows of M products out of the cache
 
 Products of ``tf32``, ``bf16`` and ``fp16`` are those of tensor cores, and of the latter two data have 16 bits; hashing
 is fp32 always.
@@ -29,6 +31,9 @@ GEMM_SHARE, TENSOR_SHARE, HASH_SHARE, MEMORY_SHARE = 0.6, 0.5, 0.2, 0.7
 LAUNCH = 4e-6  # seconds, of a kernel
 ROW_LAUNCHES = 8  # of a layer that reuses
 ROW_WORDS = 16  # of four bytes, that numbering reads and writes for each row
+VECTOR_LAUNCHES, ROUND_LAUNCHES = 9, 2  # of a layer of `pixel` or `segment`, and more for each round of segments
+VECTOR_WORDS, SUM_WORDS = 14, 6  # for each vector, and for each of its entries
+CACHE_SPEED = 2.5  # of the cache, where memory is 1
 UNKNOWN = Gpu((), None, 1, 1)
 EXACT_HASH_FLOPS = 24  # what hashing an entry's bits takes, in multiplications and additions
 
@@ -50,6 +55,7 @@ class GpuCostModel(CostModel):
     def sha256(self) -> str:
         """Hash of all that a prediction depends on."""
         shares = [GEMM_SHARE, TENSOR_SHARE, HASH_SHARE, MEMORY_SHARE, LAUNCH, ROW_LAUNCHES, ROW_WORDS, EXACT_HASH_FLOPS]
+        shares += [VECTOR_LAUNCHES, ROUND_LAUNCHES, VECTOR_WORDS, SUM_WORDS, CACHE_SPEED]
         name = None if self.precision is None else self.precision.name
         return hashlib.sha256(json.dumps([asdict(self.gpu), shares, name]).encode()).hexdigest()
 
@@ -60,13 +66,9 @@ class GpuCostModel(CostModel):
         return LAUNCH + self._products(2 * N * g.K * g.M, moved)
 
     def reuse_seconds(self, geometry: ConvGeometry, setting: ReuseSetting, r_c: float, images: int) -> float:
-        """Time of the layer with reuse, given its remaining ratio.
-
-        Raises:
-            ValueError: the granularity is not ``row``.
-        """
+        """Time of the layer with reuse, given its remaining ratio; of any table as of one in fp32, the only one."""
         if setting.granularity != "row":
-            raise ValueError(f"granularity={setting.granularity} has no kernels for CUDA")
+            return self._vector_seconds(geometry, setting, r_c, images)
         g, N = geometry, images * geometry.rows
         exact = setting.hash == "exact"
         pixels = images * g.H * g.W * g.C
@@ -79,8 +81,33 @@ class GpuCostModel(CostModel):
         keys = self._phase(hashing, HASH_SHARE, self._bytes * pixels)
         return ROW_LAUNCHES * LAUNCH + keys + again + numbering + products + copies
 
+    def _vector_seconds(self, geometry: ConvGeometry, setting: ReuseSetting, r_c: float, images: int) -> float:
+        from adr_tvm.schedules.cuda.product_table import segments_together
+
+        g, N, S, L = geometry, images * geometry.rows, geometry.segments(setting), geometry.vector_length(setting)
+        taps = g.KH * g.KW if setting.granularity == "pixel" else 1
+        entries = images * g.positions(setting) * (g.C if setting.granularity == "pixel" else g.K)
+        vectors = images * g.vectors(setting)
+        units = images if setting.scope == "image" else 1
+        rounds = -(-S // segments_together(g, setting, units))
+        hashing = self._phase(
+            entries * (EXACT_HASH_FLOPS if setting.hash == "exact" else 2 * setting.H), HASH_SHARE, 4 * entries
+        )
+        numbering = self._phase(0, 1, 4 * VECTOR_WORDS * vectors)
+        sums = self._phase(0, 1, 4 * SUM_WORDS * entries)
+        clusters = r_c * vectors
+        products = self._products(2 * clusters * L * taps * g.M, clusters * (L + taps * g.M) + g.K * g.M)
+        words = N * taps * S * g.M / CACHE_SPEED + 2 * rounds * N * g.M
+        gathers = self._phase(N * taps * S * g.M, HASH_SHARE, 4 * words)
+        launches = (VECTOR_LAUNCHES + ROUND_LAUNCHES * rounds) * LAUNCH
+        return launches + hashing + numbering + sums + products + gathers
+
     def cluster_seconds(self, geometry: ConvGeometry, setting: ReuseSetting) -> float:
         """Time that one more cluster costs: its products."""
+        if setting.granularity != "row":
+            L, width = geometry.vector_length(setting), geometry.M
+            width *= geometry.KH * geometry.KW if setting.granularity == "pixel" else 1
+            return self._products(2 * L * width, L + width)
         return self._products(2 * geometry.K * geometry.M, geometry.K + geometry.M)
 
     @property

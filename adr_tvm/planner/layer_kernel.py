@@ -11,6 +11,7 @@ from tvm.target import Target
 
 from adr_tvm import ops
 from adr_tvm.build import build_module
+from adr_tvm.precision import Precision
 from adr_tvm.settings import ReuseSetting
 
 
@@ -46,9 +47,9 @@ class LayerKernel:
         self._mod = builder.get()
         self._run = relax.VirtualMachine(self.build(target), tvm.cpu())["main"]
 
-    def build(self, target: Target) -> relax.VMExecutable:
-        """The layer for a target, as ``main``."""
-        return build_module(self._mod, target)
+    def build(self, target: Target, precision: Precision | None = None) -> relax.VMExecutable:
+        """The layer for a target, as ``main``; in a data type, None: fp32."""
+        return build_module(self._mod, target, precision=precision)
 
     def __call__(self, x: Any) -> tuple[Any, Any]:
         """Run on a TVM tensor."""

@@ -22,10 +22,10 @@ class Optimizer(Protocol):
     def slots(self) -> tuple[str, ...]:
         """What is kept for each parameter: tensors of its shape, 0 at first."""
 
-    def kernel(self, size: int) -> tirx.PrimFunc:
+    def kernel(self, size: int, gpu: bool = False) -> tirx.PrimFunc:
         """PrimFunc of (parameter, slots in order, gradient: float32 [size]; rate, step from 1: float32 [1]).
 
-        It changes the parameter and the slots.
+        It changes the parameter and the slots; ``gpu``: one for CUDA.
         """
 
 
@@ -62,11 +62,13 @@ class SGD:
         """See ``Optimizer``."""
         return ("momentum",) if self.momentum else ()
 
-    def kernel(self, size: int) -> tirx.PrimFunc:
+    def kernel(self, size: int, gpu: bool = False) -> tirx.PrimFunc:
         """See ``Optimizer``."""
-        from adr_tvm.schedules.optimizer_update import sgd_update
+        from adr_tvm.schedules import optimizer_update
+        from adr_tvm.schedules.cuda import optimizer_update as cuda_update
 
-        return sgd_update(size, self.momentum, self.nesterov, self.weight_decay)
+        make = (cuda_update if gpu else optimizer_update).sgd_update
+        return make(size, self.momentum, self.nesterov, self.weight_decay)
 
 
 @dataclass(frozen=True)
@@ -98,14 +100,16 @@ class Adam:
         """See ``Optimizer``."""
         return ("mean", "square")
 
-    def kernel(self, size: int) -> tirx.PrimFunc:
+    def kernel(self, size: int, gpu: bool = False) -> tirx.PrimFunc:
         """See ``Optimizer``."""
-        return self._kernel(size, decoupled=False)
+        return self._kernel(size, gpu, decoupled=False)
 
-    def _kernel(self, size: int, decoupled: bool) -> tirx.PrimFunc:
-        from adr_tvm.schedules.optimizer_update import adam_update
+    def _kernel(self, size: int, gpu: bool, decoupled: bool) -> tirx.PrimFunc:
+        from adr_tvm.schedules import optimizer_update
+        from adr_tvm.schedules.cuda import optimizer_update as cuda_update
 
-        return adam_update(size, self.beta1, self.beta2, self.epsilon, self.weight_decay, decoupled)
+        make = (cuda_update if gpu else optimizer_update).adam_update
+        return make(size, self.beta1, self.beta2, self.epsilon, self.weight_decay, decoupled)
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,6 @@ class AdamW(Adam):
 
     weight_decay: float = 1e-2
 
-    def kernel(self, size: int) -> tirx.PrimFunc:
+    def kernel(self, size: int, gpu: bool = False) -> tirx.PrimFunc:
         """See ``Optimizer``."""
-        return self._kernel(size, decoupled=True)
+        return self._kernel(size, gpu, decoupled=True)

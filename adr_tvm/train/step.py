@@ -15,6 +15,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from adr_tvm._tvm import is_cuda
 from adr_tvm.build import build_module
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.gradients import register_all
@@ -48,6 +49,24 @@ class StepResult:
     streamed: dict[str, int] = field(default_factory=dict)
 
 
+def step_module(
+    network: TrainingNetwork, stage: Stage, optimizer: Optimizer, batch: int, label_smoothing: float = 0.0
+) -> tvm.IRModule:
+    """The function ``step`` before it is lowered; its kernels are for the network's target, which may be CUDA.
+
+    Raises:
+        ModelError: the file fixes another batch.
+    """
+    register_all()
+    variables, gpu = network.variables(), is_cuda(network.target)
+    updates = [
+        Update(variables[name].name, optimizer.kernel(int(value.size), gpu), tuple(optimizer.slots))
+        for name, value in network.parameters.items()
+    ]
+    passes = pipeline.train(stage, label_smoothing, [v.name for v in variables.values()], updates)
+    return pipeline.run(passes, network.with_batch(batch), network.target)
+
+
 class TrainingStep:
     """See the module.
 
@@ -72,7 +91,6 @@ class TrainingStep:
         label_smoothing: float = 0.0,
         seed: int = 0,
     ) -> None:
-        register_all()
         self.network, self.batch, self.seed = network, batch, seed
         self.stage: dict[str, LayerReuse] = {
             layer: reuse for layer in network.candidates if (reuse := stage.get(layer)) is not None
@@ -83,12 +101,7 @@ class TrainingStep:
             if reuse.stream
         }
         variables = network.variables()
-        updates = [
-            Update(variables[name].name, optimizer.kernel(math.prod(shape)), tuple(optimizer.slots))
-            for name, shape in network.parameters.items()
-        ]
-        passes = pipeline.train(self.stage, label_smoothing, [v.name for v in variables.values()], updates)
-        mod = pipeline.run(passes, network.with_batch(batch), network.target)
+        mod = step_module(network, self.stage, optimizer, batch, label_smoothing)
         self._names = [var.name for var in mod[STEP].params]
         self._machine = relax.VirtualMachine(build_module(mod, network.target), tvm.cpu())
         self._slots = tuple(optimizer.slots)

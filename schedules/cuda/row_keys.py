@@ -15,15 +15,13 @@ from tvm.script import tirx as T
 
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.schedules.cluster import units
+from adr_tvm.schedules.cuda.key_table import EMPTY, MULTIPLIER, NO_KEY, table_size
 from adr_tvm.schedules.cuda.row_gather import OUTSIDE, RowGather
 from adr_tvm.schedules.vector_key import INFINITY_BITS
 from adr_tvm.settings import ReuseSetting
 
-NO_KEY = -1
-EMPTY = 2**31 - 1  # a slot that no row has; greater than any row, so that the smallest row of a slot wins
 MANY_ROWS = 1 << 14  # of a call, from which on blocks of many rows leave no multiprocessor idle
 BK = 32
-MULTIPLIER = 0x1E3779B97F4A7C15  # odd, its bits well mixed; TVM's constants have 63 bits
 
 
 def padded_planes(H: int) -> int:
@@ -34,15 +32,6 @@ def padded_planes(H: int) -> int:
 def padded_entries(K: int) -> int:
     """Entries of a plane in the kernel's layout, zero from K on."""
     return -(-K // BK) * BK
-
-
-def table_size(setting: ReuseSetting, vectors):
-    """Slots of a unit's hash table: at least twice the keys that its rows can have."""
-    if setting.hash == "exact":
-        return 2 * vectors
-    if isinstance(vectors, int):
-        return 2 * min(2**setting.H + 1, vectors)
-    return 2 * tirx.min(tirx.IntImm("int64", 2**setting.H + 1), vectors)
 
 
 def _signs(geometry: ConvGeometry, setting: ReuseSetting, R: int, groups: int):

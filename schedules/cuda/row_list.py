@@ -1,7 +1,6 @@
 """The rows whose products are computed, as one list for the whole call: a prefix sum over the representatives.
 
-Blocks of rows are counted first; then each block adds up the counts before its own and writes its part. So the list is
-in ascending order, and its length stays on the GPU.
+The list is in ascending order, and its length stays on the GPU.
 """
 
 from __future__ import annotations
@@ -11,16 +10,10 @@ import functools
 from tvm import tirx
 from tvm.script import tirx as T
 
+from adr_tvm.schedules.cuda.prefix_sum import BLOCK, EACH, THREADS, blocks_of, count_block, entries_before
 from adr_tvm.settings import ReuseSetting
 
-THREADS = 256
-EACH = 4  # successive rows of a thread
-BLOCK_ROWS = THREADS * EACH
-
-
-def blocks_of(rows):
-    """Blocks that some rows are counted in."""
-    return (rows + (BLOCK_ROWS - 1)) // BLOCK_ROWS
+_count_block, _entries_before = count_block(2), entries_before(2)
 
 
 @T.inline
@@ -29,7 +22,7 @@ def _count_own(lead, last, own, block, rows, N, t):
     own[0] = 0
     own[1] = 0
     for i in range(EACH):
-        row = T.meta_var(block * BLOCK_ROWS + t * EACH + i)
+        row = T.meta_var(block * BLOCK + t * EACH + i)
         u = T.meta_var(row // N)
         n = T.meta_var(row % N)
         if row < rows:
@@ -55,21 +48,14 @@ def count_rows() -> tirx.PrimFunc:
         lead = T.match_buffer(le, (U, N), "int32")
         last = T.match_buffer(la, (U, N), "int32")
         counts = T.match_buffer(co, (blocks_of(U * N), T.int64(2)), "int32")
+        flat_counts = T.decl_buffer((blocks_of(U * N) * 2,), "int32", data=counts.data)
         for block in T.thread_binding(blocks_of(U * N), "blockIdx.x"):
             for t in T.thread_binding(THREADS, "threadIdx.x"):
                 total = T.alloc_buffer((2,), "int32", scope="shared")
                 own = T.alloc_buffer((2,), "int32", scope="local")
-                if t < 2:
-                    total[t] = 0
-                T.tvm_storage_sync("shared")
                 bx = T.meta_var(T.cast(block, "int32"))
                 _count_own(lead, last, own, bx, T.cast(U * N, "int32"), T.cast(N, "int32"), t)
-                for j in T.unroll(2):
-                    if own[j] > 0:
-                        T.evaluate(T.call_extern("int32", "atomicAdd", T.address_of(total[j]), own[j]))
-                T.tvm_storage_sync("shared")
-                if t < 2:
-                    counts[block, t] = total[t]
+                _count_block(own, total, flat_counts, bx, t)
 
     return kernel
 
@@ -98,6 +84,7 @@ def list_rows(setting: ReuseSetting) -> tirx.PrimFunc:
         source = T.match_buffer(so, (U * N,), "int32")
         shared = T.match_buffer(sh, (U * N,), "int32")
         totals = T.match_buffer(to, (T.int64(2),), "int32")
+        flat_counts = T.decl_buffer((blocks_of(U * N) * 2,), "int32", data=counts.data)
         for block in T.thread_binding(blocks_of(U * N), "blockIdx.x"):
             for t in T.thread_binding(THREADS, "threadIdx.x"):
                 before = T.alloc_buffer((2,), "int32", scope="shared")
@@ -105,36 +92,10 @@ def list_rows(setting: ReuseSetting) -> tirx.PrimFunc:
                 own = T.alloc_buffer((2,), "int32", scope="local")
                 held = T.alloc_buffer((2,), "int32", scope="local")
                 bx = T.meta_var(T.cast(block, "int32"))
-                if t < 2:
-                    before[t] = 0
-                T.tvm_storage_sync("shared")
-                own[0] = 0
-                own[1] = 0
-                for i in range((bx + (THREADS - 1)) // THREADS):
-                    if i * THREADS + t < bx:
-                        own[0] = own[0] + counts[i * THREADS + t, 0]
-                        own[1] = own[1] + counts[i * THREADS + t, 1]
-                for j in T.unroll(2):
-                    if own[j] > 0:
-                        T.evaluate(T.call_extern("int32", "atomicAdd", T.address_of(before[j]), own[j]))
                 _count_own(lead, last, own, bx, T.cast(U * N, "int32"), T.cast(N, "int32"), t)
-                sums[t] = own[0]
-                sums[THREADS + t] = own[1]
-                T.tvm_storage_sync("shared")
-                # Sums of the threads up to each, in steps of powers of two.
-                for step in range(8):
-                    for j in T.unroll(2):
-                        held[j] = 0
-                        if t >= T.shift_left(1, step):
-                            held[j] = sums[j * THREADS + t - T.shift_left(1, step)]
-                    T.tvm_storage_sync("shared")
-                    for j in T.unroll(2):
-                        sums[j * THREADS + t] = sums[j * THREADS + t] + held[j]
-                    T.tvm_storage_sync("shared")
-                held[0] = before[0] + sums[t] - own[0]
-                held[1] = before[1] + sums[THREADS + t] - own[1]
+                _entries_before(own, flat_counts, 0, bx, before, sums, held, t)
                 for i in range(EACH):
-                    row = T.meta_var(bx * BLOCK_ROWS + t * EACH + i)
+                    row = T.meta_var(bx * BLOCK + t * EACH + i)
                     if row < T.cast(U * N, "int32"):
                         u = T.meta_var(row // T.cast(N, "int32"))
                         n = T.meta_var(row % T.cast(N, "int32"))

@@ -1,9 +1,4 @@
-"""Which rows of a unit share a cluster (``docs/algorithm.md``, clauses 5, 6, 8 and 13): a hash table in global memory.
-
-A slot of the table belongs to one key, that of the row that took it first, and ends up with the smallest row of that
-key, whatever the order in which threads came: it is the cluster's representative. Which slot a key gets may differ from
-run to run; nothing that is kept depends on it.
-"""
+"""Which rows of a unit share a cluster, from the table of keys (``docs/algorithm.md``, clauses 5, 6, 8 and 13)."""
 
 from __future__ import annotations
 
@@ -14,66 +9,11 @@ from tvm.script import tirx as T
 
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.schedules.cluster import UNLIMITED, units
-from adr_tvm.schedules.cuda.row_keys import EMPTY, MULTIPLIER, NO_KEY, table_size
+from adr_tvm.schedules.cuda.key_table import table_size
 from adr_tvm.settings import ReuseSetting
 
 THREADS = 256
 WARP = 32
-
-
-@functools.cache
-def insert_rows() -> tirx.PrimFunc:
-    """Put every row with a key into its unit's table.
-
-    Returns:
-        PrimFunc of words int64 [U, N] and table int32 [U, slots], which it changes, and the output slot int32 [U, N],
-        -1 for rows without a key.
-    """
-
-    @T.prim_func(private=True)
-    def kernel(wo: T.handle, ta: T.handle, sl: T.handle):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-        U = T.int64()
-        N = T.int64()
-        slots = T.int64()
-        words = T.match_buffer(wo, (U, N), "int64")
-        table = T.match_buffer(ta, (U, slots), "int32")
-        slot = T.match_buffer(sl, (U, N), "int32")
-        for block in T.thread_binding((N + (THREADS - 1)) // THREADS, "blockIdx.x"):
-            for u in T.thread_binding(U, "blockIdx.y"):
-                for t in T.thread_binding(THREADS, "threadIdx.x"):
-                    place = T.alloc_buffer((1,), "int64", scope="local")
-                    holder = T.alloc_buffer((1,), "int32", scope="local")
-                    found = T.alloc_buffer((1,), "int32", scope="local")
-                    n = T.meta_var(T.cast(block, "int64") * THREADS + t)
-                    if n < N:
-                        slot[u, n] = -1
-                        found[0] = T.if_then_else(words[u, n] == T.int64(NO_KEY), 1, 0)
-                        place[0] = T.cast(
-                            T.shift_right(T.cast(words[u, n], "uint64") * T.uint64(MULTIPLIER), T.uint64(24))
-                            % T.cast(slots, "uint64"),
-                            "int64",
-                        )
-                        while found[0] == 0:
-                            holder[0] = T.call_extern(
-                                "int32", "atomicCAS", T.address_of(table[u, place[0]]), EMPTY, T.cast(n, "int32")
-                            )
-                            if holder[0] == EMPTY:
-                                found[0] = 1
-                            else:
-                                if words[u, holder[0]] == words[u, n]:
-                                    found[0] = 1
-                            if found[0] == 1:
-                                T.evaluate(
-                                    T.call_extern(
-                                        "int32", "atomicMin", T.address_of(table[u, place[0]]), T.cast(n, "int32")
-                                    )
-                                )
-                                slot[u, n] = T.cast(place[0], "int32")
-                            else:
-                                place[0] = (place[0] + 1) % slots
-
-    return kernel
 
 
 @functools.cache
