@@ -253,9 +253,7 @@ def _plan_layers(
             clock = PredictedClock(cost, options.entry.name, candidates)
         else:
             get_log().info("measuring on %s", gpu.name)
-            clock = CudaClock(
-                gpu.name, options.entry, network.target, network.mod, timings, options.precision
-            )
+            clock = CudaClock(gpu.name, options.entry, network.target, network.mod, timings, options.precision)
         if board is not None:
             clock = BoardClock(board, network.mod, network.target, timings)
     elif plan is None and samples is not None and not options.lossless:

@@ -114,12 +114,12 @@ class LoadedNetwork:
                 raise ModelError(
                     f"{where}: layer {name!r} keeps products as {setting.table}, which has no CUDA kernels yet"
                 )
-            if self.options.entry.gpu is not None and self.options.precision is not None:
-                if setting.granularity != "row":
-                    raise ModelError(
-                        f"{where}: layer {name!r} reuses by {setting.granularity}, for which there are CUDA kernels in "
-                        "fp32 only: leave out --dtype"
-                    )
+            on_tensor_cores = self.options.entry.gpu is not None and self.options.precision is not None
+            if on_tensor_cores and setting.granularity != "row":
+                raise ModelError(
+                    f"{where}: layer {name!r} reuses by {setting.granularity}, for which there are CUDA kernels in fp32 "
+                    "only: leave out --dtype"
+                )
             if candidate.reason:
                 raise ModelError(f"{where}: layer {name!r} cannot reuse: {candidate.reason}")
             tensors = (None, None) if planes is None else (planes.planes, planes.thresholds)

@@ -4,8 +4,8 @@
 
 Needs no GPU: the numbers are the assembler's. Layers are compiled at batch 32, dense and with reuse of rows (8 bits,
 `exact`), pixels and segments (8 bits; in fp32). Kernels that several layers share are listed with each. With a
-disassembler (`benchmarks/sass.py`) the last column tells how many instructions of the inner loop are products: `HMMA` of
-tensor cores, else `FFMA`.
+disassembler (`benchmarks/sass.py`) the last column tells how many instructions of the inner loop are products: `HMMA`
+of tensor cores, else `FFMA`.
 """
 
 from __future__ import annotations

@@ -60,8 +60,8 @@ def step_module(
     register_all()
     variables, gpu = network.variables(), is_cuda(network.target)
     updates = [
-        Update(variables[name].name, optimizer.kernel(int(value.size), gpu), tuple(optimizer.slots))
-        for name, value in network.parameters.items()
+        Update(variables[name].name, optimizer.kernel(math.prod(shape), gpu), tuple(optimizer.slots))
+        for name, shape in network.parameters.items()
     ]
     passes = pipeline.train(stage, label_smoothing, [v.name for v in variables.values()], updates)
     return pipeline.run(passes, network.with_batch(batch), network.target)
