@@ -63,10 +63,11 @@ def run_step(path, target, device, optimizer, orders=(0,)):
     given = {"labels": labels, "rate": np.array([0.1], np.float32), "count": np.array([3], np.float32)}
     names = [var.name for var in mod[STEP].params]
     given[names[0]] = rng.standard_normal((BATCH, 3, 12, 12)).astype(np.float32)
+    initial = net.initial_parameters()
     for name, variable in net.variables().items():
-        given[variable.name] = net.parameters[name]
+        given[variable.name] = initial[name]
         for slot in optimizer.slots:
-            given[f"{variable.name}_{slot}"] = rng.standard_normal(net.parameters[name].shape).astype("float32")
+            given[f"{variable.name}_{slot}"] = rng.standard_normal(net.parameters[name]).astype("float32")
     for order in orders:
         tensors = {name: tvm.runtime.tensor(given[name], device) for name in names}
         with thread_order(order):
