@@ -103,6 +103,7 @@ def compile_model(
     threads = 1 if bare_c else threads
 
     from adr_tvm.build import code_objects_of
+    from adr_tvm.dense_plan import HALF, NOT_SOUGHT, dense_plan
     from adr_tvm.deploy import bundle
     from adr_tvm.deploy.linux_bundle import find_parts
     from adr_tvm.deploy.toolchain import c_toolchain_of, toolchain_of
@@ -127,11 +128,13 @@ def compile_model(
         network = LoadedNetwork(model_path, options)
         samples, plan = network.open_calibration(calibration), network.given_plan()
         if bare_c:
-            from adr_tvm.bare_c.bundle import check_operators, dense_plan
+            from adr_tvm.bare_c.bundle import check_operators
 
             check_operators(network.mod, network.checked)
-            if samples is None and plan is None and not options.lossless:
-                plan = dense_plan(network.mod, network.checked, network.rules, options)
+        half = options.precision is not None and entry.gpu is None
+        if (bare_c or half) and samples is None and plan is None and not options.lossless:
+            why = HALF if half else NOT_SOUGHT
+            plan = dense_plan(network.mod, network.checked, network.rules, options, threads, why)
         cpu = None if board is None else board.name
         database = open_database(options.tuning_db, options.tune, network.target, threads, cpu)
         images = 1 if samples is None else samples.batch_size

@@ -279,6 +279,10 @@ class CompileOptions:
             raise UsageError(f"--dtype {self.dtype} is for CUDA targets ({names}){also}, not for {where}")
         if self.rpc is not None:
             raise UsageError("--rpc cannot go with --dtype fp16: boards measure in fp32")
+        if self.lossless:
+            raise UsageError(
+                f"--lossless cannot go with --dtype fp16 for {self.entry.name}: layers that reuse compute in fp32 there"
+            )
 
     def _check_metric(self) -> None:
         if self.min_psnr is not None and self.metric not in ("auto", "psnr"):

@@ -27,6 +27,7 @@ from adr_tvm.reference import conv2d
 from adr_tvm.schedules.dense_conv2d import Destination, dense_conv2d
 from adr_tvm.schedules.packing import pack_weights, pad_channels
 from adr_tvm.schedules.tuned import half_conv_schedule
+from adr_tvm.settings import ReuseSetting
 from adr_tvm.targets import find_target
 from tests import aarch64
 from tests.test_int8_network import residual_network, smooth_images
@@ -124,13 +125,15 @@ def test_a_network_with_reuse(tmp_path):
 def test_the_command(tmp_path):
     argv = [save(classifier(), tmp_path), "--target", "rpi5", "--dtype", "fp16", "-o", tmp_path / "net", "-q"]
     assert main([str(each) for each in argv]) == 0
-    assert json.loads((tmp_path / "net" / "plan.json").read_text())["dtype"] == "fp16"
+    plan = json.loads((tmp_path / "net" / "plan.json").read_text())
+    assert plan["dtype"] == "fp16" and all(layer["decision"] == "dense" for layer in plan["layers"])
 
 
 @pytest.mark.parametrize(
     "options, said",
     [
         (["--target", "rpi4"], r"Arm cores that compute in it \(rpi5, jetson-cpu, .*neoverse\), not for rpi4"),
+        (["--target", "rpi5", "--lossless"], "--lossless cannot go with --dtype fp16 for rpi5"),
         (["--target", "rpi5", "--emit", "c"], "not for --emit c"),
         (["--target", "rpi5", "--rpc", "board:9090"], "--rpc cannot go with --dtype fp16: boards measure in fp32"),
     ],
@@ -144,4 +147,6 @@ def test_predicted_times():
     g, entry = GEOMETRIES["3x3"], find_target("rpi5")
     full, half = (foreign_cost_model(entry, None, 4, 4, half) for half in (False, True))
     assert half.dense_seconds(g, 1) < full.dense_seconds(g, 1) < 2 * half.dense_seconds(g, 1)
-    assert half.source.endswith("dense layers in fp16") and half.sha256 != full.sha256
+    assert half.source.endswith("dense layers in fp16")
+    setting = ReuseSetting("row", H=6)
+    assert half.reuse_seconds(g, setting, 0.5, 1) == full.reuse_seconds(g, setting, 0.5, 1)

@@ -23,18 +23,8 @@ from adr_tvm.frontend.onnx_model import CheckedModel
 from adr_tvm.int8.network import quantised
 from adr_tvm.jsonfile import write_json
 from adr_tvm.options import CompileOptions
-from adr_tvm.passes.mark_candidates import CandidateRules, find_candidates
-from adr_tvm.plan import LayerPlan, ReusePlan
+from adr_tvm.plan import ReusePlan
 from adr_tvm.progress import progress
-
-NOT_SOUGHT = "no calibration data; equal rows are looked for with --lossless, since that takes memory"
-
-
-def dense_plan(mod: tvm.IRModule, checked: CheckedModel, rules: CandidateRules, options: CompileOptions) -> ReusePlan:
-    """The plan where there is nothing to plan with."""
-    candidates = find_candidates(mod["main"], "main", rules)
-    layers = {c.layer: LayerPlan(c.layer, "dense", None, c.reason or NOT_SOUGHT) for c in candidates}
-    return ReusePlan(checked.sha256, options.entry.name, options.seed, "none", None, layers, threads=1)
 
 
 def check_operators(mod: tvm.IRModule, checked: CheckedModel) -> None:

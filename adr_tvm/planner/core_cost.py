@@ -8,15 +8,26 @@ a model, of its own (``adr_tvm/bare_c/cost.py``).
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from adr_tvm.errors import DataError, UsageError
-from adr_tvm.planner.cost import TERMS, VECTORISED, CostModel, default_seconds
+from adr_tvm.geometry import ConvGeometry
+from adr_tvm.planner.cost import TERMS, VECTORISED, CostModel, default_seconds, dense_work
 from adr_tvm.planner.cost_file import FIT_HINT, FittedModel
 from adr_tvm.targets import Core, TargetEntry
 
 FITTED = Core(4.1, 8, 1.0)  # Zen 5 server core: two multiply-adds of 512 bits in a cycle
+
+
+@dataclass(frozen=True)
+class HalfCost(CostModel):
+    """Dense layers compute in fp16, twice as many in a vector; those that reuse stay fp32."""
+
+    def dense_seconds(self, geometry: ConvGeometry, images: int) -> float:
+        """See ``CostModel``."""
+        work = dense_work(geometry, images, self.threads)
+        return self.predicted({**work, "dense flops": work["dense flops"] / 2})
 
 
 def core_seconds(core: Core) -> dict[str, float]:
@@ -44,8 +55,7 @@ def foreign_cost_model(
     """
     if half:
         model = foreign_cost_model(entry, given, threads, lanes)
-        seconds = {**model.seconds, "dense flops": model.seconds["dense flops"] / 2}
-        return replace(model, seconds=seconds, source=f"{model.source}, dense layers in fp16")
+        return HalfCost(model.seconds, threads, f"{model.source}, dense layers in fp16")
     if given is None and entry.core is None:
         return CostModel(default_seconds(lanes), threads, f"defaults for vectors of {lanes} floats")
     if given is None:
