@@ -110,7 +110,7 @@ class LoadedNetwork:
             )
         for name, setting in plan.reused.items():
             candidate, planes = found[name], plan.planes.get(name)
-            if self.options.entry.gpu is not None and setting.table != "float32":
+            if self.options.entry.gpu is not None and setting.table.startswith("int"):
                 raise ModelError(
                     f"{where}: layer {name!r} keeps products as {setting.table}, which has no CUDA kernels yet"
                 )

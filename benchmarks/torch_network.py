@@ -94,5 +94,6 @@ _OPERATORS = {
     "Relu": lambda net, t, a: F.relu(t[0]),
     "Flatten": lambda net, t, a: t[0].flatten(1),
     "Add": lambda net, t, a: t[0] + t[1],
+    "Concat": lambda net, t, a: torch.cat(t, a["axis"]),
     "GlobalAveragePool": lambda net, t, a: t[0].mean((2, 3), keepdim=True),
 }

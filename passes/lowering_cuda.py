@@ -36,7 +36,7 @@ def lower_call(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
         call: call of one of the operators in ``adr_tvm/ops.py``.
 
     Raises:
-        ValueError: reuse with integer or bfloat16 tables, or in training.
+        ValueError: reuse with integer tables, or in training.
     """
     if call.op.name == ops.GROUPED_CONV2D:
         dtype = str(ops.output_type(call).dtype)

@@ -21,6 +21,7 @@ from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.gradients import batch_norm, conv2d, dropout, epilogue, loss, lrn, pooling, resize, reuse
 from adr_tvm.passes.lowering_conv_gradients import te_input_gradient, te_weight_gradient
+from adr_tvm.schedules.cuda.dropout import dropout as dropout_kernel
 from adr_tvm.schedules.cuda.implicit_gemm import implicit_gemm, padded_k, padded_m
 from adr_tvm.schedules.cuda.thread_tile import gemm_tile
 from adr_tvm.schedules.cuda.weight_gradient import parts_of, sum_parts, weight_gradient
@@ -345,6 +346,15 @@ def _cross_entropy(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     return relax.op.reshape(made, relax.ShapeExpr([]))
 
 
+def _dropout(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    (x, seed), shape = call.args, static_shape(call.args[0])
+    size = math.prod(shape)
+    kernel = bb.add_func(dropout_kernel(size, float(call.attrs["rate"]), int(call.attrs["stream"])), "adr_dropout")
+    flat = bb.emit(relax.op.reshape(x, relax.ShapeExpr([size])))
+    y = bb.emit(relax.call_tir(kernel, [flat, seed], tensor_type([size])))
+    return relax.op.reshape(y, relax.ShapeExpr(list(shape)))
+
+
 def _refused(_bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     raise ValueError(f"{str(call.op.name).removeprefix('relax.')} has no kernels for CUDA")
 
@@ -363,7 +373,7 @@ _LOWERED: dict[str, Callable[[relax.BlockBuilder, relax.Call], relax.Expr]] = {
     batch_norm.BATCH_NORM_GRAD: _batch_norm,
     loss.CROSS_ENTROPY: _cross_entropy,
     loss.CROSS_ENTROPY_GRAD: _cross_entropy,
-    dropout.DROPOUT: _refused,
+    dropout.DROPOUT: _dropout,
     resize.RESIZE_GRAD: _refused,
     reuse.GRAD: _refused,
     reuse.WEIGHT_GRAD: _refused,

@@ -15,6 +15,7 @@ from adr_tvm._tvm import static_shape, tensor_type
 from adr_tvm.passes.lowering_cuda_calls import TYPICAL_BATCH, KernelCalls, packed_weights
 from adr_tvm.passes.lowering_dense import image_of, prepared
 from adr_tvm.schedules.cluster import SPARE_CENTROIDS, capacity, units
+from adr_tvm.schedules.cuda.bfloat16 import is_packed
 from adr_tvm.schedules.cuda.dense_units import dense_units
 from adr_tvm.schedules.cuda.gather_add import gather_add
 from adr_tvm.schedules.cuda.implicit_gemm import implicit_gemm_of_rows, padded_k, padded_m
@@ -30,6 +31,7 @@ from adr_tvm.schedules.reuse_schedule import table_clusters
 from adr_tvm.schedules.vector_key import pad_planes, te_pad_planes, te_pad_thresholds
 from adr_tvm.settings import ReuseSetting
 
+TABLES = ("float32", "bfloat16")
 _LISTED = ReuseSetting("row", L=1, H=1, hash="exact")  # a GEMM over a list of rows as they are
 
 
@@ -39,7 +41,7 @@ class VectorLowering(KernelCalls):
     def __init__(self, bb: relax.BlockBuilder, call: relax.Call):
         super().__init__(bb, ops.setting_of(call).granularity)
         self.call, self.geometry, self.setting = call, ops.geometry_of(call), ops.setting_of(call)
-        if self.setting.table != "float32":
+        if self.setting.table not in TABLES:
             raise ValueError(f"{ops.layer_name(call)}: table={self.setting.table} has no kernels for CUDA")
 
     def lower(self) -> relax.Expr:
@@ -126,6 +128,8 @@ class VectorLowering(KernelCalls):
             )
         products = product_table(g, setting, together, *shape)
         table_type = tensor_type([U, together, table_clusters(g, setting), source.taps * g.M])
+        if is_packed(g, setting):
+            table_type = tensor_type([U, together, table_clusters(g, setting), source.taps * g.M // 2], "uint32")
         y: list[relax.Expr] = []
         for r in range(rounds):
             number = relax.const(np.array([r], np.int32))

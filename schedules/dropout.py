@@ -8,6 +8,8 @@ bias below 0.2 %), so that any part of the mask can be computed anywhere, and ag
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
@@ -41,6 +43,34 @@ def mixed(x: tirx.PrimExpr) -> tirx.PrimExpr:
     return x
 
 
+def dropout_entries(rate: float) -> Callable[[Any, Any, Any, Any, int], None]:
+    """What emits ``lanes`` entries of Y from place ``start`` on: ``(X, Y, keys, start, lanes)``."""
+    threshold, scale = min(round(rate * 2**32), 2**32 - 1), 1.0 / (1.0 - rate)
+
+    def keep(X, Y, keys, start, lanes):
+        place = T.Ramp(start, 1, lanes) if lanes > 1 else start
+        index = T.Cast(f"int32x{lanes}" if lanes > 1 else "int32", place)
+        index = tirx.reinterpret(f"uint32x{lanes}" if lanes > 1 else "uint32", index)  # a ramp must not be unsigned
+        bits = mixed(T.bind(mixed(T.bind(index ^ keys[0])) ^ keys[1]))
+        x = T.bind(X[place])
+        kept = tirx.Select(bits >= _u(threshold), x * T.float32(scale), tirx.const(0, x.ty.dtype))
+        T.buffer_store(Y, kept, [place])
+
+    return keep
+
+
+def dropout_keys(stream: int) -> Callable[[Any, Any], None]:
+    """What emits the two words of ``keys`` that a seed and a stream give: ``(seed, keys)``."""
+
+    def keys_of(seed, keys):
+        low, high = T.Cast("uint32", seed[0]), T.Cast("uint32", seed[0] >> T.int64(32))
+        first = mixed(T.bind(low ^ _u((stream * GOLDEN) % 2**32)))
+        T.buffer_store(keys, mixed(T.bind(first ^ high)), [0])
+        T.buffer_store(keys, mixed(T.bind(keys[0] ^ _u(GOLDEN))), [1])
+
+    return keys_of
+
+
 @functools.cache
 def dropout(size: int, rate: float, stream: int) -> tirx.PrimFunc:
     """Drop entries.
@@ -55,26 +85,11 @@ def dropout(size: int, rate: float, stream: int) -> tirx.PrimFunc:
     """
     tasks = -(-size // CHUNK)
     loop = loop_of(tasks, CHUNK * 8)
-    threshold, scale = min(round(rate * 2**32), 2**32 - 1), 1.0 / (1.0 - rate)
-
-    def keep(X, Y, keys, start, lanes):
-        place = T.Ramp(start, 1, lanes) if lanes > 1 else start
-        index = T.Cast(f"int32x{lanes}" if lanes > 1 else "int32", place)
-        index = tirx.reinterpret(f"uint32x{lanes}" if lanes > 1 else "uint32", index)  # a ramp must not be unsigned
-        bits = mixed(T.bind(mixed(T.bind(index ^ keys[0])) ^ keys[1]))
-        x = T.bind(X[place])
-        kept = tirx.Select(bits >= _u(threshold), x * T.float32(scale), tirx.const(0, x.ty.dtype))
-        T.buffer_store(Y, kept, [place])
+    keep, keys_of = dropout_entries(rate), dropout_keys(stream)
 
     @T.inline
     def part(X, Y, keys, start, lanes):
         keep(X, Y, keys, start, lanes)
-
-    def keys_of(seed, keys):
-        low, high = T.Cast("uint32", seed[0]), T.Cast("uint32", seed[0] >> T.int64(32))
-        first = mixed(T.bind(low ^ _u((stream * GOLDEN) % 2**32)))
-        T.buffer_store(keys, mixed(T.bind(first ^ high)), [0])
-        T.buffer_store(keys, mixed(T.bind(keys[0] ^ _u(GOLDEN))), [1])
 
     @T.prim_func(private=True)
     def kernel(x: T.handle, s: T.handle, y: T.handle):

@@ -23,6 +23,7 @@ import tvm
 import tvm_ffi
 from tvm.support import cc
 
+TIMER = "runtime.timer.cuda"
 ORDERS = (0, 1, 2)  # ascending, descending, mixed
 _TAGS = re.compile(r"(block|thread)Idx\.([xyz])")
 
@@ -102,7 +103,9 @@ def emulated_cuda() -> Iterator[list[str]]:
         "device_api.cuda": tvm.get_global_func("device_api.cpu"),
         "__tvm_set_device": lambda *_: None,
     }
-    before = {name: tvm_ffi.get_global_func(name, allow_missing=True) for name in replaced}
+    before = {name: tvm_ffi.get_global_func(name, allow_missing=True) for name in (*replaced, TIMER)}
+    if before[TIMER] is not None:  # where the true runtime was loaded: of CUDA events, which need a GPU
+        tvm_ffi.registry.remove_global_func(TIMER)
     for name, function in replaced.items():
         tvm_ffi.register_global_func(name, function, override=True)
     try:
@@ -110,6 +113,7 @@ def emulated_cuda() -> Iterator[list[str]]:
     finally:
         for name, function in before.items():
             if function is None:
-                tvm_ffi.registry.remove_global_func(name)
+                if name != TIMER:
+                    tvm_ffi.registry.remove_global_func(name)
             else:
                 tvm_ffi.register_global_func(name, function, override=True)

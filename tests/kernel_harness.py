@@ -246,7 +246,7 @@ class Guarded:
     """An array between margins."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str, value: np.ndarray | None = None):
-        poison = np.array(np.nan if "float" in dtype else POISON, dtype)
+        poison = np.array(np.nan if "float" in dtype else POISON).astype(dtype)
         items = int(np.prod(shape))
         skip = MARGIN // poison.itemsize
         memory = np.empty(items + 2 * skip + ALIGNMENT, dtype)

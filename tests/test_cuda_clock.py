@@ -38,7 +38,7 @@ def test_cuda_is_the_gpu_at_hand(architecture, expected, ptx, monkeypatch):
 
 
 def test_without_a_driver(monkeypatch):
-    monkeypatch.setattr(present, "DRIVER", "libcuda.so.none")
+    monkeypatch.setattr("adr_tvm.cuda.tvm_runtime.DRIVER", "libcuda.so.none")
     present.present_gpu.cache_clear()
     assert present.present_gpu() is None and not present.runs_here(TARGETS["cuda"])
     present.present_gpu.cache_clear()

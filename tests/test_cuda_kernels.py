@@ -129,8 +129,9 @@ def test_more_rows_than_a_block_lists():
         ("3x3", ReuseSetting("pixel", L=8, H=5, max_clusters=36), {"product_table.TABLE_BYTES": 1}),
         ("wide_padding", ReuseSetting("segment", L=3, H=6, hash="gaussian", scope="batch", gain=True), {}),
         ("stride_over_kernel", ReuseSetting("pixel", L=4, hash="exact"), {"reuse_schedule.BLOCK_CLUSTERS": 8}),
+        ("asymmetric", ReuseSetting("pixel", L=2, H=7, table="bfloat16"), {"reuse_schedule.BLOCK_CLUSTERS": 8}),
     ],
-    ids=["pixel", "segment", "exact"],
+    ids=["pixel", "segment", "exact", "bfloat16"],
 )
 def test_vectors(geometry, setting, limits, monkeypatch):
     """Clauses 2 to 10, 12 and 13: rounds of one segment, units that run dense, clusters that no table holds."""
@@ -151,6 +152,14 @@ def test_vectors(geometry, setting, limits, monkeypatch):
         dense = run_cuda(dense_of(layer), tensors, x)
         unit = int(np.argmin(first.stats[:, 1]))
         np.testing.assert_array_equal(first.y[unit], dense.y[unit])
+
+
+def test_more_vectors_than_a_block_numbers():
+    """Prefix sums over several blocks; a bfloat16 table where channels do not come in fours."""
+    setting = ReuseSetting("pixel", L=12, H=11, hash="gaussian", scope="batch", gain=True, table="bfloat16")
+    layer = Layer(dense_geometry(700, 24, 10), setting, rank=3)
+    tensors, x = sample_tensors(layer), sample_input(layer.geometry, 3)
+    check_cuda_vectors(layer, tensors, x, ORDERS[2])
 
 
 def test_integer_tables_are_refused():

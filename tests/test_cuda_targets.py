@@ -174,6 +174,8 @@ def test_times_are_those_of_the_data_sheet():
     )
     assert t4.reuse_seconds(big, pixel, 0.05, 32) < t4.dense_seconds(big, 32) < t4.reuse_seconds(big, pixel, 1.0, 32)
     assert h200.cluster_seconds(big, pixel) > 0
+    narrow = ReuseSetting("pixel", L=32, H=8, table="bfloat16")
+    assert h200.reuse_seconds(big, narrow, 0.1, 32) < h200.reuse_seconds(big, pixel, 0.1, 32)
 
 
 def test_a_loaded_bundle_emulated(tmp_path, monkeypatch):

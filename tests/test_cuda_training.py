@@ -19,6 +19,8 @@ from adr_tvm.geometry import ConvGeometry
 from adr_tvm.passes.append_updates import STEP
 from adr_tvm.passes.lowering_cuda_gradients import transposed_geometry
 from adr_tvm.reference_gradients import reuse_conv2d_gradients
+from adr_tvm.schedules import dropout
+from adr_tvm.schedules.cuda import dropout as cuda_dropout
 from adr_tvm.schedules.cuda import weight_gradient as kernels
 from adr_tvm.settings import ReuseSetting
 from adr_tvm.targets import TARGETS, with_architectures
@@ -105,6 +107,19 @@ def test_updates(optimizer):
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-6)
     assert not np.array_equal(found[0].numpy(), arrays[0])
+
+
+def test_dropout():
+    """The mask of processors, bit by bit."""
+    x, seed = np.random.default_rng(0).standard_normal(300).astype(np.float32), np.array([(7 << 32) + 3], np.int64)
+    expected = tvm.runtime.tensor(np.zeros(300, np.float32))
+    make = dropout.dropout(300, 0.3, 2).with_attr("global_symbol", "main")
+    tvm.compile(make, cpu_target())["main"](tvm.runtime.tensor(x), tvm.runtime.tensor(seed), expected)
+    with emulated_cuda():
+        *given, found = on_device(x, seed, np.full(300, np.nan, np.float32))
+        compiled(cuda_dropout.dropout(300, 0.3, 2))(*given, found)
+    np.testing.assert_array_equal(found.numpy(), expected.numpy())
+    assert 50 < (found.numpy() == 0).sum() < 130
 
 
 @pytest.mark.parametrize("name", ["3x3", "asymmetric", "5x5_stride2"])

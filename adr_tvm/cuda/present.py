@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from dataclasses import dataclass
 
-from adr_tvm.cuda.tvm_runtime import DRIVER, load_cuda_runtime
+from adr_tvm.cuda.tvm_runtime import load_cuda_runtime
 from adr_tvm.errors import MissingDependencyError
 from adr_tvm.targets import TargetEntry, with_architectures
 
@@ -28,9 +27,8 @@ class PresentGpu:
 def present_gpu() -> PresentGpu | None:
     """This machine's first GPU; None without one, or without a driver or CUDA's runtime library."""
     try:
-        ctypes.CDLL(DRIVER)
         load_cuda_runtime(driver_needed=True)
-    except (OSError, MissingDependencyError):
+    except MissingDependencyError:
         return None
     import tvm
 

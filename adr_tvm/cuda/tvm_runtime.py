@@ -7,6 +7,7 @@ there is none an empty library of that name takes its place in this process: eac
 from __future__ import annotations
 
 import ctypes
+import functools
 import re
 import shutil
 import subprocess
@@ -30,23 +31,29 @@ def load_cuda_runtime(driver_needed: bool = False) -> None:
     Raises:
         MissingDependencyError: CUDA's runtime library or, where it is needed, the driver is missing.
     """
+    driver = _is_there(DRIVER)
+    if driver_needed and not driver:
+        raise MissingDependencyError(f"no NVIDIA driver: {DRIVER} is not there")
     import tvm
     import tvm_ffi
 
-    if driver_needed:
-        try:
-            ctypes.CDLL(DRIVER)
-        except OSError:
-            raise MissingDependencyError(f"no NVIDIA driver: {DRIVER} is not there") from None
     if tvm_ffi.get_global_func(REGISTERED, allow_missing=True) is not None:
         return
     library = Path(tvm.libinfo.find_libtvm_runtime()).with_name(TVM_RUNTIME)
     _load_cudart()
-    try:
-        ctypes.CDLL(DRIVER)
-    except OSError:
+    if not driver:
         _load_empty_driver(library)
     ctypes.CDLL(str(library))
+
+
+@functools.cache
+def _is_there(library: str) -> bool:
+    """Whether a library can be loaded; of the driver, as it was before an empty one took its place."""
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def _load_cudart() -> None:

@@ -66,7 +66,7 @@ class GpuCostModel(CostModel):
         return LAUNCH + self._products(2 * N * g.K * g.M, moved)
 
     def reuse_seconds(self, geometry: ConvGeometry, setting: ReuseSetting, r_c: float, images: int) -> float:
-        """Time of the layer with reuse, given its remaining ratio; of any table as of one in fp32, the only one."""
+        """Time of the layer with reuse, given its remaining ratio; integer tables, which have no kernels, as fp32."""
         if setting.granularity != "row":
             return self._vector_seconds(geometry, setting, r_c, images)
         g, N = geometry, images * geometry.rows
@@ -95,9 +95,9 @@ class GpuCostModel(CostModel):
         )
         numbering = self._phase(0, 1, 4 * VECTOR_WORDS * vectors)
         sums = self._phase(0, 1, 4 * SUM_WORDS * entries)
-        clusters = r_c * vectors
-        products = self._products(2 * clusters * L * taps * g.M, clusters * (L + taps * g.M) + g.K * g.M)
-        words = N * taps * S * g.M / CACHE_SPEED + 2 * rounds * N * g.M
+        clusters, word = r_c * vectors, 0.5 if setting.table == "bfloat16" else 1.0
+        products = self._products(2 * clusters * L * taps * g.M, clusters * (L + taps * g.M * word) + g.K * g.M)
+        words = N * taps * S * g.M * word / CACHE_SPEED + 2 * rounds * N * g.M
         gathers = self._phase(N * taps * S * g.M, HASH_SHARE, 4 * words)
         launches = (VECTOR_LAUNCHES + ROUND_LAUNCHES * rounds) * LAUNCH
         return launches + hashing + numbering + sums + products + gathers

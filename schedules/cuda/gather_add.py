@@ -16,13 +16,14 @@ from tvm.script import tirx as T
 from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.schedules.cluster import SPARE_CENTROIDS, capacity, units
+from adr_tvm.schedules.cuda.bfloat16 import bits_of, is_packed, number_of
 from adr_tvm.schedules.cuda.vector_reader import VectorReader
 from adr_tvm.schedules.epilogue import activation_expr
 from adr_tvm.schedules.reuse_schedule import table_clusters
 from adr_tvm.schedules.vector_key import NON_FINITE
 from adr_tvm.settings import ReuseSetting
 
-THREADS = 256
+THREADS = 128
 UNROLLED_TAPS = 25
 
 
@@ -63,6 +64,8 @@ def gather_add(
     clusters, width = table_clusters(g, setting), taps * M
     Kp, Mp = weights_shape
     MV = 4 if M % 4 == 0 else 1
+    packed, rounded = is_packed(g, setting), setting.table == "bfloat16"
+    stored, dtype = (width // 2, "uint32") if packed else (width, "float32")
     per_row = M // MV
     find, load, tap_index, weight_row = reader.find(), reader.load(), source.tap_index, source.weight_row
 
@@ -70,13 +73,21 @@ def gather_add(
     def add_tap(flat_ids, flat_gains, flat_table, acc, id, place, table_row, m, o, tap):
         id[0] = flat_ids[place + tap_index(o, tap)]
         if T.And(id[0] >= 0, id[0] < clusters):
-            for v in T.vectorized(MV):
-                acc[v] = acc[v] + (
-                    flat_table[table_row + T.cast(id[0], "int64") * width + tap * M + m + v]
-                    * flat_gains[place + tap_index(o, tap)]
-                    if gain
-                    else flat_table[table_row + T.cast(id[0], "int64") * width + tap * M + m + v]
-                )
+            if packed:
+                pairs = T.alloc_buffer((2,), "uint32", scope="local")
+                for v in T.vectorized(2):
+                    pairs[v] = flat_table[table_row + T.cast(id[0], "int64") * stored + tap * (M // 2) + m // 2 + v]
+                for v in T.unroll(MV):
+                    number = T.meta_var(number_of(T.shift_right(pairs[v // 2], T.uint32(v % 2 * 16))))
+                    acc[v] = acc[v] + (number * flat_gains[place + tap_index(o, tap)] if gain else number)
+            else:
+                for v in T.vectorized(MV):
+                    acc[v] = acc[v] + (
+                        flat_table[table_row + T.cast(id[0], "int64") * width + tap * M + m + v]
+                        * flat_gains[place + tap_index(o, tap)]
+                        if gain
+                        else flat_table[table_row + T.cast(id[0], "int64") * width + tap * M + m + v]
+                    )
 
     @T.inline
     def add_taps(flat_ids, flat_gains, flat_table, acc, id, place, table_row, m, o):
@@ -110,6 +121,10 @@ def gather_add(
                     for l in T.unroll(V):
                         for v in T.vectorized(MV):
                             product[v] = product[v] + values[l] * flat_w[weight_row(s, tap, i * V + l) * Mp + m + v]
+                if rounded:
+                    if id[0] >= 0:
+                        for v in T.unroll(MV):
+                            product[v] = number_of(bits_of(product[v]))
                 for v in T.unroll(MV):
                     acc[v] = acc[v] + (product[v] * flat_gains[place + tap_index(o, tap)] if gain else product[v])
 
@@ -124,7 +139,7 @@ def gather_add(
         flat_ids = T.decl_buffer((U * S * N,), "int32", data=ids.data)
         flat_gains = T.decl_buffer((U * S * N,), "float32", data=gains.data)
         flat_c = T.decl_buffer((U * S * height * Lp,), "float32", data=centroids.data)
-        flat_table = T.decl_buffer((U * (together * clusters * width),), "float32", data=table.data)
+        flat_table = T.decl_buffer((U * (together * clusters * stored),), dtype, data=table.data)
         flat_y = T.decl_buffer((B * (rows * M),), "float32", data=Y.data)
         for block in T.thread_binding((B * (rows * per_row) + (THREADS - 1)) // THREADS, "blockIdx.x"):
             for t in T.thread_binding(THREADS, "threadIdx.x"):
@@ -143,7 +158,7 @@ def gather_add(
                         for z in range(T.min(together, S - round[0] * together)):
                             s = T.meta_var(round[0] * together + z)
                             place = T.meta_var((u * S + s) * N + image % T.cast(G, "int32") * size)
-                            table_row = T.meta_var((u * together + z) * (clusters * width))
+                            table_row = T.meta_var((u * together + z) * (clusters * stored))
                             add_taps(flat_ids, flat_gains, flat_table, acc, id, place, table_row, m, o)
                             if T.Or(counts[u, s, 0] > clusters, counts[u, s, 1] > 0):
                                 centroid_row = T.meta_var((u * S + s) * height * Lp)
@@ -184,7 +199,7 @@ def gather_add(
             counts = T.match_buffer(co, (U, T.int64(S), T.int64(2)), "int32")
             stats = T.match_buffer(st, (U, T.int64(2)), "int32")
             round = T.match_buffer(ro, (T.int64(1),), "int32")
-            table = T.match_buffer(ta, (U, T.int64(together), T.int64(clusters), T.int64(width)), "float32")
+            table = T.match_buffer(ta, (U, T.int64(together), T.int64(clusters), T.int64(stored)), dtype)
             Y = T.match_buffer(y, (B, T.int64(OH), T.int64(OW), T.int64(M)), "float32")
             body(X, weights, bias, ids, gains, centroids, counts, stats, round, table, Y, B)
 
@@ -216,7 +231,7 @@ def gather_add(
         counts = T.match_buffer(co, (U, T.int64(S), T.int64(2)), "int32")
         stats = T.match_buffer(st, (U, T.int64(2)), "int32")
         round = T.match_buffer(ro, (T.int64(1),), "int32")
-        table = T.match_buffer(ta, (U, T.int64(together), T.int64(clusters), T.int64(width)), "float32")
+        table = T.match_buffer(ta, (U, T.int64(together), T.int64(clusters), T.int64(stored)), dtype)
         Y = T.match_buffer(y, (B, T.int64(OH), T.int64(OW), T.int64(M)), "float32")
         body(X, weights, bias, ids, centroids, centroids, counts, stats, round, table, Y, B)
 

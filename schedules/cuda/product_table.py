@@ -13,6 +13,7 @@ from tvm.script import tirx as T
 
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.schedules.cluster import SPARE_CENTROIDS, capacity, units
+from adr_tvm.schedules.cuda.bfloat16 import bits_of, is_packed, number_of
 from adr_tvm.schedules.neuron_vectors import vector_source
 from adr_tvm.schedules.reuse_schedule import table_clusters
 from adr_tvm.settings import ReuseSetting
@@ -26,7 +27,7 @@ TABLE_BYTES = 64 << 20  # aim for all tables of a round, were they full
 def segments_together(geometry: ConvGeometry, setting: ReuseSetting, units: int) -> int:
     """Segments of a round, whose tables are in memory at once."""
     source = vector_source(geometry, setting)
-    row = source.taps * geometry.M * 4
+    row = source.taps * geometry.M * (2 if is_packed(geometry, setting) else 4)
     most = max(1, TABLE_BYTES // (units * table_clusters(geometry, setting) * row))
     rounds = -(-source.segments // min(most, source.segments))
     return -(-source.segments // rounds)
@@ -43,7 +44,7 @@ def product_table(geometry: ConvGeometry, setting: ReuseSetting, together: int, 
     Returns:
         PrimFunc of X float32 [B, H, W, C], not read, weights float32 [Kp, Mp], centroids float32 [U, S, capacity +
         SPARE_CENTROIDS, Lp], counts int32 [U, S, 2], stats int32 [U, 2], round int32 [1] and the output table float32
-        [U, together, clusters, taps M].
+        [U, together, clusters, taps M], or of pairs of bfloat16, uint32 of half as many columns.
     """
     source = vector_source(geometry, setting)
     H, W, C, M, S, L, Lp = geometry.H, geometry.W, geometry.C, geometry.M, source.segments, source.L, source.Lp
@@ -51,6 +52,8 @@ def product_table(geometry: ConvGeometry, setting: ReuseSetting, together: int, 
     clusters, width = table_clusters(geometry, setting), source.taps * geometry.M
     down, across, per_part = -(-clusters // BM), -(-width // BN), BN // TN
     V = 4 if M % 4 == 0 else 1
+    packed, rounded = is_packed(geometry, setting), setting.table == "bfloat16"
+    stored, dtype = (width // 2, "uint32") if packed else (width, "float32")
 
     @T.prim_func(private=True)
     def kernel(x: T.handle, w: T.handle, ce: T.handle, co: T.handle, st: T.handle, ro: T.handle, ta: T.handle):
@@ -64,7 +67,7 @@ def product_table(geometry: ConvGeometry, setting: ReuseSetting, together: int, 
         counts = T.match_buffer(co, (U, T.int64(S), T.int64(2)), "int32")
         stats = T.match_buffer(st, (U, T.int64(2)), "int32")
         round = T.match_buffer(ro, (T.int64(1),), "int32")
-        table = T.match_buffer(ta, (U, T.int64(together), T.int64(clusters), T.int64(width)), "float32")
+        table = T.match_buffer(ta, (U, T.int64(together), T.int64(clusters), T.int64(stored)), dtype)
         flat_w = T.decl_buffer((Kp * Mp,), "float32", data=weights.data)
         for block in T.thread_binding(U * (together * down * across), "blockIdx.x"):
             for t in T.thread_binding(THREADS, "threadIdx.x"):
@@ -122,7 +125,15 @@ def product_table(geometry: ConvGeometry, setting: ReuseSetting, together: int, 
                         for g in T.unroll(TN // V):
                             j = T.meta_var(column + t % per_part * TN + g * V)
                             if j < width:
-                                for v in T.vectorized(V):
-                                    table[u, z, c, j + v] = acc[i * TN + g * V + v]
+                                if packed:
+                                    for v in T.unroll(V // 2):
+                                        low = T.meta_var(bits_of(acc[i * TN + g * V + 2 * v]))
+                                        high = T.meta_var(bits_of(acc[i * TN + g * V + 2 * v + 1]))
+                                        table[u, z, c, j // 2 + v] = low + T.shift_left(high, T.uint32(16))
+                                elif rounded:
+                                    table[u, z, c, j] = number_of(bits_of(acc[i * TN + g]))
+                                else:
+                                    for v in T.vectorized(V):
+                                        table[u, z, c, j + v] = acc[i * TN + g * V + v]
 
     return kernel
