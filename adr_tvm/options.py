@@ -70,7 +70,8 @@ class CompileOptions:
         emit: ``library``: the folder that ``adr_tvm.load`` takes; ``bundle``: also what C and C++ need to run it;
             ``c``: self-contained C99, for a microcontroller or a 64-bit Arm core.
         dtype: of activations and weights: ``float32`` (or ``fp32``); for ``c`` ``int8``, quantised with the calibration
-            data; for CUDA targets ``tf32``, ``bf16`` or ``fp16``, on tensor cores.
+            data; for CUDA targets ``tf32``, ``bf16`` or ``fp16``, on tensor cores; ``fp16`` for Arm cores
+            that compute in it.
         weights: where constants of ``c`` are: ``arrays`` of its sources, or ``blob``: in a file, ``weights.bin``.
         max_ram, max_flash: goals in bytes for ``c``: arena, inputs and outputs; constants and code.
         runtime_dir: folder with TVM's runtime for the target, or its wheels; None: this machine's, where it fits.

@@ -91,7 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--dtype",
         metavar="|".join(DTYPES),
         help="what it computes in; for --emit c also int8, quantised with the data of --calib; for CUDA also tf32, "
-        "bf16 and fp16, on tensor cores with fp32 sums (default: float32)",
+        "bf16 and fp16, on tensor cores with fp32 sums; for Arm cores that compute in it fp16 (default: float32)",
     )
     parser.add_argument(
         "--weights",
