@@ -117,8 +117,8 @@ class LoadedNetwork:
             on_tensor_cores = self.options.entry.gpu is not None and self.options.precision is not None
             if on_tensor_cores and setting.granularity != "row":
                 raise ModelError(
-                    f"{where}: layer {name!r} reuses by {setting.granularity}, for which there are CUDA kernels in fp32 "
-                    "only: leave out --dtype"
+                    f"{where}: layer {name!r} reuses by {setting.granularity}, for which there are CUDA kernels in "
+                    "fp32 only: leave out --dtype"
                 )
             if candidate.reason:
                 raise ModelError(f"{where}: layer {name!r} cannot reuse: {candidate.reason}")
