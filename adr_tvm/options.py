@@ -184,10 +184,11 @@ class CompileOptions:
             needless = [flag for flag, value in single if value is not None]
             if needless:
                 raise UsageError(f"{' and '.join(needless)} cannot go with --emit c: it runs on one core, unmeasured")
-        if self.board is not None or not self.entry.foreign:
-            return
         if self.entry.gpu is not None:
             self._check_cuda()
+            return
+        if self.board is not None or not self.entry.foreign:
+            return
         given = (("--tune", self.tune), ("--tuning-db", self.tuning_db), ("--timings", self.timings))
         measured = [flag for flag, value in given if value is not None]
         if measured:
@@ -198,10 +199,21 @@ class CompileOptions:
             )
 
     def _check_cuda(self) -> None:
+        from adr_tvm.cuda.present import runs_here
+
+        if self.rpc is not None:
+            raise UsageError(f"--rpc measures on processors, not on {self.entry.name}")
+        if self.tune is not None or self.tuning_db is not None:
+            raise UsageError("--tune and --tuning-db are for processors: CUDA kernels have no schedules to try")
+        if self.timings is not None and not runs_here(self.entry):
+            raise UsageError(
+                f"--timings cannot go with target {self.entry.name}: this machine has no GPU that runs its code, so "
+                "nothing is measured"
+            )
         if self.emit == "bundle":
             raise UsageError(f"--emit bundle holds a runtime for processors, not for {self.entry.name}: use library")
         if self.cost_model is not None:
-            raise UsageError(f"--cost-model is of a processor; times of {self.entry.name} come from its data sheet")
+            raise UsageError(f"--cost-model is of a processor; times of {self.entry.name} do not")
 
     def _check_numbers(self) -> None:
         for flag, value, lowest, highest in (
@@ -264,11 +276,16 @@ class CompileOptions:
         if gpu is None:
             self._check_half()
             return
+        if self.granularity not in (None, "row") or self.L is not None:
+            flag = "--L" if self.granularity in (None, "row") else f"--granularity {self.granularity}"
+            raise UsageError(f"{flag} cannot go with --dtype {self.dtype}: on tensor cores there is reuse of rows only")
         able = [name for name in gpu.architectures if has_tensor_cores(name, self.precision)]
         lacking = [name for name in gpu.architectures if name not in able]
         if lacking:
             way = f"compile for later ones, --arch {','.join(able)}" if able else "use --dtype fp16"
             raise UsageError(f"--dtype {self.dtype} is not known to the tensor cores of {', '.join(lacking)}: {way}")
+        if self.dtype == "tf32" and not gpu.tf32:
+            raise UsageError(f"--dtype tf32 is not known to the tensor cores of {self.entry.name}: use --dtype fp16")
 
     def _check_half(self) -> None:
         """Whether an Arm core computes in the data type."""

@@ -1,7 +1,8 @@
 """Data types that a network can run in, beside fp32: how activations and weights are kept, and how products are made.
 
-Sums are fp32 in all of them. ``tf32`` keeps fp32 tensors and rounds the factors of a product to 10 bits of mantissa;
-``bf16`` and ``fp16`` keep tensors in 16 bits. Network inputs and outputs stay fp32.
+Sums are fp32, but on Arm cores, which add up some of a sum in fp16 first (``schedules/dense_conv2d.py``).
+``tf32`` keeps fp32 tensors and rounds the factors of a product to 10 bits of mantissa; ``bf16`` and ``fp16`` keep
+tensors in 16 bits. Network inputs and outputs stay fp32.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ mkdir -p "$results" && results=$(realpath "$results") || exit 2
 python=${PYTHON:-python3}
 site=$results/site
 if [[ -d $pack/wheels && ! -d $site ]]; then
-    wanted=(apache-tvm-ffi)
+    wanted=(apache-tvm-ffi ml_dtypes)
     "$python" -c 'import numpy' 2>/dev/null || wanted+=(numpy)
     if ! "$python" -m pip install --quiet --no-index --find-links "$pack/wheels" --target "$site" "${wanted[@]}"; then
         echo "the pack's wheels are not for $("$python" --version): make it with --python of that version" >&2

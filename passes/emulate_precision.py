@@ -1,7 +1,8 @@
 """How a network would round in another data type, in fp32: for a processor without it, to measure accuracy with.
 
 Weights, data and results of every convolution and dense layer are rounded as ``LowerPrecision`` has them. What it does
-not show: that tensor cores add up in another order, and that centroids are rounded too.
+not show: that tensor cores add up in another order, that centroids are rounded too, and that Arm cores add up some
+products in fp16.
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ def test_architectures():
     ("given", "words"),
     [
         ({"emit": "bundle"}, "use library"),
-        ({"cost_model": "x.json"}, "from its data sheet"),
-        ({"tune": 4}, "cannot go with target h100"),
+        ({"cost_model": "x.json"}, "is of a processor"),
+        ({"tune": 4}, "are for processors"),
     ],
 )
 def test_options_that_cuda_does_not_take(given, words):

@@ -40,9 +40,14 @@ from adr_tvm.targets import TARGETS
         (["--target", "t4", "--dtype", "bf16"], "tensor cores of sm_75: use --dtype fp16"),
         (["--target", "h200", "--dtype", "fp8"], "'fp8', expected one of float32, fp32, int8, tf32, bf16, fp16"),
         (["--target", "h200", "--dtype", "int8"], "for --emit c"),
+        (["--target", "h200", "--dtype", "fp16", "--granularity", "pixel"], "--granularity pixel cannot go with"),
+        (["--target", "h200", "--dtype", "fp16", "--L", "8"], "--L cannot go with --dtype fp16"),
+        (["--target", "t4", "--arch", "sm_80", "--dtype", "tf32"], "tensor cores of t4: use --dtype fp16"),
+        (["--target", "h200", "--rpc", "host:9090"], "--rpc measures on processors"),
     ],
 )
-def test_refused(given, words, capsys):
+def test_refused(given, words, capsys, monkeypatch):
+    monkeypatch.setattr("adr_tvm.cuda.present.present_gpu", lambda: None)
     assert main(["no-such-model.onnx", *given]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(words, line), line

@@ -227,6 +227,7 @@ def describe(
         for c in find_candidates(mod["main"], "main", CandidateRules())
         if (setting := plan.reused.get(c.layer)) is not None and c.geometry is not None
     ]
+    bits_kept = is_cuda(target) or plan.dtype != "fp16"  # on Arm, layers that reuse compute in fp32 then
     return Manifest(
         model=checked.path.name,
         model_sha256=checked.sha256,
@@ -238,7 +239,7 @@ def describe(
         inputs=list(checked.inputs),
         outputs=list(checked.outputs),
         reuse_layers=layers,
-        lossless=all(setting.lossless for setting in plan.reused.values()),
+        lossless=not plan.reused or (bits_kept and all(setting.lossless for setting in plan.reused.values())),
         device="cuda" if is_cuda(target) else "cpu",
         dtype=plan.dtype,
     )

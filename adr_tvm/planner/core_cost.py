@@ -8,6 +8,7 @@ a model, of its own (``adr_tvm/bare_c/cost.py``).
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,11 @@ FITTED = Core(4.1, 8, 1.0)  # Zen 5 server core: two multiply-adds of 512 bits i
 @dataclass(frozen=True)
 class HalfCost(CostModel):
     """Dense layers compute in fp16, twice as many in a vector; those that reuse stay fp32."""
+
+    @property
+    def sha256(self) -> str:
+        """See ``CostModel``."""
+        return hashlib.sha256(f"{super().sha256} fp16".encode()).hexdigest()
 
     def dense_seconds(self, geometry: ConvGeometry, images: int) -> float:
         """See ``CostModel``."""
