@@ -233,10 +233,10 @@ def _plan_layers(
         mod = pipeline.run([EmulatePrecision(options.precision)], mod, network.host)
         rounded = check_dense(build_module(mod, network.host), checked, inputs)
         note = f"accuracy was measured on this machine, in fp32 with data and weights rounded to {options.dtype}"
-        if options.entry.gpu is None:
-            note += ", not with the partial sums that an Arm core adds up in fp16"
         if rounded.error is not None:
             note += f", which takes the dense network {rounded.error:.1e} of its largest output from ONNX Runtime's"
+        if options.entry.gpu is None:
+            note += "; the partial sums that an Arm core adds up in fp16 are not in it"
         get_log().info("%s", note)
         notes.append(note)
     if samples is None and plan is None:
