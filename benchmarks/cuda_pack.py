@@ -25,7 +25,6 @@ from tvm import relax
 
 from adr_tvm import ops
 from adr_tvm._tvm import cpu_target, cuda_target, tensor_type
-from adr_tvm.activation import Activation
 from adr_tvm.build import build_module, build_plan, code_objects_of
 from adr_tvm.cli.common import Parser, add_verbosity, run_cli
 from adr_tvm.errors import UsageError
@@ -39,6 +38,7 @@ from adr_tvm.plan import LayerPlan, ReusePlan
 from adr_tvm.settings import ReuseSetting
 from adr_tvm.targets import TARGETS, TargetEntry, with_architectures
 from benchmarks.cuda_runner import layer_input, sample_rows
+from benchmarks.layer_module import layer_module
 
 SAME = (1, 1, 1, 1)
 LAYERS = {
@@ -87,26 +87,11 @@ def layer_modules(g: ConvGeometry, batch: int, seed: int) -> Iterator[tuple[str,
     bias = rng.standard_normal(g.M).astype(np.float32)
     entries: dict[str, ReuseSetting | None] = {"dense": None, **settings_of(g)}
     for entry, setting in entries.items():
-        x = relax.Var("x", tensor_type([batch, g.H, g.W, g.C]))
-        call = ops.conv2d(
-            x,
-            relax.const(w),
-            relax.const(bias),
-            name="layer",
-            strides=g.strides,
-            padding=g.padding,
-            activation=Activation.relu(),
-        )
-        if setting is not None:
+        planes = None
+        if setting is not None and setting.hash != "exact":
             shape = g.segments(setting), g.vector_length(setting), setting.H
-            planes = None if setting.hash == "exact" else rng.standard_normal(shape).astype(np.float32)
-            call = ops.with_reuse(call, setting, planes, None if planes is None else np.zeros(shape[::2], np.float32))
-        builder = relax.BlockBuilder()
-        with builder.function("main", [x]):
-            with builder.dataflow():
-                out = builder.emit_output(call)
-            builder.emit_func_output(out)
-        yield entry, setting, builder.get()
+            planes = rng.standard_normal(shape).astype(np.float32)
+        yield entry, setting, layer_module(g, batch, w, bias, setting, planes)
 
 
 def together(modules: dict[str, tvm.IRModule]) -> tvm.IRModule:

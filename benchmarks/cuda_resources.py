@@ -16,11 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from tvm import relax
 
-from adr_tvm import ops
-from adr_tvm._tvm import tensor_type
-from adr_tvm.activation import Activation
 from adr_tvm.build import build_module, code_objects_of
 from adr_tvm.cli.common import Parser, add_verbosity, run_cli
 from adr_tvm.cuda.code_objects import Resources
@@ -31,6 +27,7 @@ from adr_tvm.precision import Precision
 from adr_tvm.report.text_table import Heading, print_table, results_console
 from adr_tvm.settings import ReuseSetting
 from adr_tvm.targets import TargetEntry
+from benchmarks.layer_module import layer_module
 from benchmarks.sass import find_nvdisasm, products_of
 
 BATCH = 32
@@ -65,28 +62,13 @@ def resources_of(
 ) -> list[Resources]:
     """What the kernels of a layer use on a target's architectures, in the order they are compiled in."""
     g = geometry
-    x = relax.Var("x", tensor_type([BATCH, g.H, g.W, g.C]))
     w, bias = np.zeros((g.KH, g.KW, g.C, g.M), np.float32), np.zeros(g.M, np.float32)
-    call = ops.conv2d(
-        x,
-        relax.const(w),
-        relax.const(bias),
-        name="layer",
-        strides=g.strides,
-        padding=g.padding,
-        activation=Activation.relu(),
-    )
-    if setting is not None:
-        shape = g.segments(setting), g.vector_length(setting), setting.H
-        planes = None if setting.hash == "exact" else np.zeros(shape, np.float32)
-        call = ops.with_reuse(call, setting, planes, None if planes is None else planes[:, 0])
-    builder = relax.BlockBuilder()
-    with builder.function("main", [x]):
-        with builder.dataflow():
-            out = builder.emit_output(call)
-        builder.emit_func_output(out)
+    planes = None
+    if setting is not None and setting.hash != "exact":
+        planes = np.zeros((g.segments(setting), g.vector_length(setting), setting.H), np.float32)
+    mod = layer_module(g, BATCH, w, bias, setting, planes)
     with code_objects_of(entry) as used:
-        build_module(builder.get(), entry.make(None), precision=precision)
+        build_module(mod, entry.make(None), precision=precision)
     return list(used)
 
 
