@@ -9,6 +9,7 @@ from tvm.target import Target
 from adr_tvm import ops
 from adr_tvm._tvm import static_shape, tensor_type
 from adr_tvm.geometry import ConvGeometry
+from adr_tvm.schedules.conv_schedule import ConvSchedule
 from adr_tvm.schedules.dense_input_gradient import dense_input_gradient, is_few_rows
 from adr_tvm.schedules.epilogue_gradient import epilogue_gradient
 from adr_tvm.schedules.input_gradient import input_gradient, pack_phase_weights, packed_floats, phases
@@ -57,17 +58,24 @@ def lower_input_grad(
         few = dense_input_gradient(batch, geometry.C, geometry.M, isa_of(target))
         return relax.call_tir(bb.add_func(few, "adr_dense_input_gradient"), list(call.args), call.ty)
     if groups == 1:
-        parts = [phase.geometry for phase in phases(geometry)]
-        schedules = tuple(None if part is None else conv_schedule(target, part, batch) for part in parts)
-        widths = tuple(1 if schedule is None else schedule.tile.NR for schedule in schedules)
-        size = sum(packed_floats(phase, NR) for phase, NR in zip(phases(geometry), widths, strict=True))
-        pack = bb.add_func(pack_phase_weights(geometry, widths), "adr_pack_phase_weights")
-        packed = bb.emit(relax.call_tir(pack, [call.args[1]], tensor_type([size])))
+        packed, schedules = packed_phases(bb, call.args[1], geometry, batch, target)
         func = bb.add_func(input_gradient(geometry, batch, schedules), "adr_input_gradient")
         return relax.call_tir(func, [call.args[0], packed], call.ty)
     return bb.call_te(
         lambda a, b: te_input_gradient(a, b, geometry, groups), *call.args, primfunc_name_hint="adr_input_gradient"
     )
+
+
+def packed_phases(
+    bb: relax.BlockBuilder, w: relax.Expr, geometry: ConvGeometry, batch: int, target: Target
+) -> tuple[relax.Expr, tuple[ConvSchedule | None, ...]]:
+    """Weights [KH, KW, C, M] as ``input_gradient`` reads them, and the schedules of its phases."""
+    parts = [phase.geometry for phase in phases(geometry)]
+    schedules = tuple(None if part is None else conv_schedule(target, part, batch) for part in parts)
+    widths = tuple(1 if schedule is None else schedule.tile.NR for schedule in schedules)
+    size = sum(packed_floats(phase, NR) for phase, NR in zip(phases(geometry), widths, strict=True))
+    pack = bb.add_func(pack_phase_weights(geometry, widths), "adr_pack_phase_weights")
+    return bb.emit(relax.call_tir(pack, [w], tensor_type([size]))), schedules
 
 
 def te_weight_gradient(x: te.Tensor, dz: te.Tensor, group: ConvGeometry, groups: int) -> te.Tensor:

@@ -47,6 +47,7 @@ from adr_tvm.passes.schedule_gpu import ScheduleGpu
 from adr_tvm.passes.schedule_loops import ScheduleLoops
 from adr_tvm.passes.seed_dropout import SeedDropout
 from adr_tvm.passes.simplify_power import SimplifyPower
+from adr_tvm.passes.skip_zeros import SkipZeros
 from adr_tvm.passes.training_operators import TrainingOperators
 from adr_tvm.plan import ReusePlan
 from adr_tvm.precision import Precision
@@ -90,7 +91,9 @@ def canonicalise_for_training() -> Passes:
     ]
 
 
-def train(stage: Stage, label_smoothing: float, parameters: list[str], updates: list[Update]) -> Passes:
+def train(
+    stage: Stage, label_smoothing: float, parameters: list[str], updates: list[Update], skip_zeros: bool = False
+) -> Passes:
     """From a network with its weights as parameters to a training step.
 
     Args:
@@ -98,6 +101,7 @@ def train(stage: Stage, label_smoothing: float, parameters: list[str], updates: 
         label_smoothing: of the loss.
         parameters: names of the variables to differentiate by.
         updates: of these, in order.
+        skip_zeros: gradients skip what is zero in dZ; for a CPU.
     """
     return [
         ReuseInTraining(stage),
@@ -105,6 +109,7 @@ def train(stage: Stage, label_smoothing: float, parameters: list[str], updates: 
         AppendLoss(label_smoothing),
         Differentiate(parameters),
         FuseEpilogueGradient(),
+        *([SkipZeros()] if skip_zeros else []),
         AppendUpdates(updates),
     ]
 

@@ -181,10 +181,28 @@ def input_gradient(geometry: ConvGeometry, batch: int, schedules: tuple[ConvSche
         schedules: of the phases, None where a phase is zero.
     """
     g, B = geometry, batch
+    whole, size = whole_input_gradient(geometry, batch, schedules)
+
+    @T.prim_func(private=True)
+    def kernel(dz: T.handle, p: T.handle, dx: T.handle):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        DZ = T.match_buffer(dz, (T.int64(B), T.int64(g.OH), T.int64(g.OW), T.int64(g.M)), "float32")
+        P = T.match_buffer(p, (T.int64(size),), "float32")
+        DX = T.match_buffer(dx, (T.int64(B), T.int64(g.H), T.int64(g.W), T.int64(g.C)), "float32")
+        flat = T.decl_buffer((T.int64(B * g.OH * g.OW * g.M),), "float32", data=DZ.data)
+        whole(flat, P, DX)
+
+    return kernel
+
+
+def whole_input_gradient(
+    geometry: ConvGeometry, batch: int, schedules: tuple[ConvSchedule | None, ...]
+) -> tuple[Callable[..., Any], int]:
+    """Inline ``(DZ, P, DX)``, dZ flat: all phases; and the floats of P."""
     found = phases(geometry)
     widths = [1 if s is None else s.tile.NR for s in schedules]
     size = sum(packed_floats(phase, NR) for phase, NR in zip(found, widths, strict=True))
-    most = max(-(-g.C // NR) * NR for NR in widths)
+    most = max(-(-geometry.C // NR) * NR for NR in widths)
     runs, start = [], 0
     for phase, schedule, NR in zip(found, schedules, widths, strict=True):
         if phase.geometry is None or schedule is None:
@@ -197,19 +215,14 @@ def input_gradient(geometry: ConvGeometry, batch: int, schedules: tuple[ConvSche
         for each in runs:
             each(DZ, P, zeros, DX)
 
-    @T.prim_func(private=True)
-    def kernel(dz: T.handle, p: T.handle, dx: T.handle):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        DZ = T.match_buffer(dz, (T.int64(B), T.int64(g.OH), T.int64(g.OW), T.int64(g.M)), "float32")
-        P = T.match_buffer(p, (T.int64(size),), "float32")
-        DX = T.match_buffer(dx, (T.int64(B), T.int64(g.H), T.int64(g.W), T.int64(g.C)), "float32")
-        flat = T.decl_buffer((T.int64(B * g.OH * g.OW * g.M),), "float32", data=DZ.data)
+    @T.inline
+    def inline(DZ, P, DX):
         zeros = T.alloc_buffer((most,), "float32")
         for c in range(most):
             zeros[c] = T.float32(0)
-        run(flat, P, zeros, DX)
+        run(DZ, P, zeros, DX)
 
-    return kernel
+    return inline, size
 
 
 def _convolve(

@@ -33,32 +33,44 @@ from adr_tvm.schedules.weight_gradient_schedule import WeightGradientSchedule, l
 @functools.cache
 def weight_gradient(geometry: ConvGeometry, batch: int, schedule: WeightGradientSchedule) -> tirx.PrimFunc:
     """Returns: PrimFunc of X float32 [B, H, W, C], dZ float32 [B, OH, OW, M] and dW float32 [KH, KW, C, M]."""
-    g, B, M, K = geometry, batch, geometry.M, geometry.K
-    parts = parts_of(geometry, batch)
-    task, groups = weight_gradient_task(geometry, batch, schedule)
-    add_parts = _add_parts(M, parts.count)
+    g, B = geometry, batch
+    whole = whole_weight_gradient(geometry, batch, schedule)
 
     @T.prim_func(private=True)
     def kernel(x: T.handle, dz: T.handle, dw: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         X = T.match_buffer(x, (T.int64(B), T.int64(g.H), T.int64(g.W), T.int64(g.C)), "float32")
-        DZ = T.match_buffer(dz, (T.int64(B), T.int64(g.OH), T.int64(g.OW), T.int64(M)), "float32")
-        DW = T.match_buffer(dw, (T.int64(g.KH), T.int64(g.KW), T.int64(g.C), T.int64(M)), "float32")
+        DZ = T.match_buffer(dz, (T.int64(B), T.int64(g.OH), T.int64(g.OW), T.int64(g.M)), "float32")
+        DW = T.match_buffer(dw, (T.int64(g.KH), T.int64(g.KW), T.int64(g.C), T.int64(g.M)), "float32")
         Xf = T.decl_buffer((T.int64(B * g.H * g.W * g.C),), "float32", data=X.data)
-        DZf = T.decl_buffer((T.int64(B * g.OH * g.OW * M),), "float32", data=DZ.data)
-        DWf = T.decl_buffer((T.int64(K * M),), "float32", data=DW.data)
+        DZf = T.decl_buffer((T.int64(B * g.OH * g.OW * g.M),), "float32", data=DZ.data)
+        DWf = T.decl_buffer((T.int64(g.K * g.M),), "float32", data=DW.data)
+        whole(Xf, DZf, DWf)
+
+    return kernel
+
+
+def whole_weight_gradient(geometry: ConvGeometry, batch: int, schedule: WeightGradientSchedule) -> Any:
+    """Inline ``(X, DZ, DW)``, flat: all of the gradient."""
+    M, K = geometry.M, geometry.K
+    parts = parts_of(geometry, batch)
+    task, groups = weight_gradient_task(geometry, batch, schedule)
+    add_parts = _add_parts(M, parts.count)
+
+    @T.inline
+    def inline(X, DZ, DW):
         if parts.count == 1:
             whole = T.decl_buffer((1, T.int64(K * M)), "float32", data=DW.data)
             for t in T.parallel(T.int64(groups)):
-                task(Xf, DZf, whole, T.int64(0), t)
+                task(X, DZ, whole, T.int64(0), t)
         else:
             partial = T.alloc_buffer((parts.count, K * M), "float32")
             for t in T.parallel(T.int64(parts.count * groups)):
-                task(Xf, DZf, partial, t // groups, t % groups)
+                task(X, DZ, partial, t // groups, t % groups)
             for row in T.parallel(T.int64(K)):
-                add_parts(partial, DWf, row)
+                add_parts(partial, DW, row)
 
-    return kernel
+    return inline
 
 
 class Epilogue(NamedTuple):

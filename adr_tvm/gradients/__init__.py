@@ -15,6 +15,7 @@ def register_all() -> None:
         layer_norm,
         loss,
         lrn,
+        nonzero,
         pooling,
         reductions,
         resize,
@@ -23,7 +24,7 @@ def register_all() -> None:
     )
 
     for family in (
-        *(epilogue, conv2d, conv_transpose, reuse),  # an operator before those whose gradients use it
+        *(epilogue, conv2d, nonzero, conv_transpose, reuse),  # an operator before those whose gradients use it
         *(batch_norm, dropout, elementwise, layer_norm, loss, lrn, pooling, reductions, resize, shape_ops),
     ):
         family.register()

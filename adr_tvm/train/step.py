@@ -50,7 +50,12 @@ class StepResult:
 
 
 def step_module(
-    network: TrainingNetwork, stage: Stage, optimizer: Optimizer, batch: int, label_smoothing: float = 0.0
+    network: TrainingNetwork,
+    stage: Stage,
+    optimizer: Optimizer,
+    batch: int,
+    label_smoothing: float = 0.0,
+    skip_zeros: bool = False,
 ) -> tvm.IRModule:
     """The function ``step`` before it is lowered; its kernels are for the network's target, which may be CUDA.
 
@@ -63,7 +68,7 @@ def step_module(
         Update(variables[name].name, optimizer.kernel(math.prod(shape), gpu), tuple(optimizer.slots))
         for name, shape in network.parameters.items()
     ]
-    passes = pipeline.train(stage, label_smoothing, [v.name for v in variables.values()], updates)
+    passes = pipeline.train(stage, label_smoothing, [v.name for v in variables.values()], updates, skip_zeros)
     return pipeline.run(passes, network.with_batch(batch), network.target)
 
 
@@ -77,6 +82,7 @@ class TrainingStep:
         batch: images of a step.
         label_smoothing: share of the target that is spread over all classes.
         seed: of the dropouts; every step draws anew.
+        skip_zeros: gradients of convolutions skip what is zero in the output's (``passes/skip_zeros.py``).
 
     Raises:
         ModelError: the file fixes another batch.
@@ -90,6 +96,7 @@ class TrainingStep:
         batch: int,
         label_smoothing: float = 0.0,
         seed: int = 0,
+        skip_zeros: bool = False,
     ) -> None:
         self.network, self.batch, self.seed = network, batch, seed
         self.stage: dict[str, LayerReuse] = {
@@ -101,7 +108,7 @@ class TrainingStep:
             if reuse.stream
         }
         variables = network.variables()
-        mod = step_module(network, self.stage, optimizer, batch, label_smoothing)
+        mod = step_module(network, self.stage, optimizer, batch, label_smoothing, skip_zeros)
         self._names = [var.name for var in mod[STEP].params]
         self._machine = relax.VirtualMachine(build_module(mod, network.target), tvm.cpu())
         self._slots = tuple(optimizer.slots)
