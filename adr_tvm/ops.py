@@ -131,7 +131,7 @@ def setting_attrs(setting: ReuseSetting) -> dict[str, Any]:
 
 
 _SETTING_ATTRS = frozenset(
-    [*setting_attrs(ReuseSetting()), "training", "input_gradient", "backward_only", "stream_slots"]
+    [*setting_attrs(ReuseSetting()), "training", "input_gradient", "backward_only", "forward_only", "stream_slots"]
 )
 
 
@@ -182,6 +182,7 @@ def with_reuse(
     training: bool = False,
     input_gradient: str = "averaged",
     backward_only: bool = False,
+    forward_only: bool = False,
     stream: Sequence[relax.Expr] = (),
 ) -> relax.Call:
     """The reuse form of a call of ``adr.conv2d`` or ``adr.dense``.
@@ -194,6 +195,7 @@ def with_reuse(
         training: whether the call also returns ids and centroids, and has a gradient.
         input_gradient: one of ``settings.INPUT_GRADIENTS``.
         backward_only: y is that of the dense layer, only the gradients reuse; only in training.
+        forward_only: the gradients are those of the dense layer; only in training.
         stream: the table's parts (``StreamTable.parts``) and the step int32 [1]; only in training.
 
     Raises:
@@ -211,11 +213,12 @@ def with_reuse(
             raise ValueError(f"{name}: planes {found[0]} and thresholds {found[1]} do not fit [S, L, H] = {expected}")
     if training:
         check_trainable(name, setting, input_gradient)
-    elif backward_only:
-        raise ValueError(f"{name}: reuse in the backward pass alone is for training")
+    elif backward_only or forward_only:
+        raise ValueError(f"{name}: reuse in one of the passes alone is for training")
     op = REUSE_DENSE if call.op.name == DENSE else REUSE_CONV2D
     attrs = attributes(call) | setting_attrs(setting) | {"training": int(training), "input_gradient": input_gradient}
-    attrs |= {"backward_only": int(backward_only), "stream_slots": _stream_slots(name, geometry, setting, stream)}
+    attrs |= {"backward_only": int(backward_only), "forward_only": int(forward_only)}
+    attrs |= {"stream_slots": _stream_slots(name, geometry, setting, stream)}
     tensors = [t if isinstance(t, relax.Expr) else relax.const(np.asarray(t, np.float32)) for t in (planes, thresholds)]
     return relax.Call(tvm.ir.Op.get(op), [*call.args, *tensors, *stream], dict_attrs(**attrs))
 

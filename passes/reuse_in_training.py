@@ -66,6 +66,7 @@ class _Rewriter(PyExprMutator):
             training=self.training,
             input_gradient=reuse.input_gradient,
             backward_only=self.training and reuse.backward_only,
+            forward_only=self.training and reuse.forward_only,
             stream=[*table, self.now] if reuse.stream else (),
         )
         result = self.builder_.emit(made)

@@ -12,7 +12,7 @@ from dataclasses import fields
 
 from adr_tvm import __version__
 from adr_tvm.cli.common import Parser, add_verbosity, run_cli
-from adr_tvm.settings import GRANULARITIES, SCOPES
+from adr_tvm.settings import GRANULARITIES, SCOPES, TABLES
 from adr_tvm.stream_table import DEFAULT_SLOTS
 from adr_tvm.train.controller import STRATEGIES
 from adr_tvm.train.networks import NETWORKS
@@ -155,12 +155,21 @@ def _add_reuse_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--stages",
         metavar="LxH,...",
-        help="the stages, coarsest first, as 16x8,segment/10x10,8x12:backward-only,dense: length of vectors, hash "
+        help="the stages, coarsest first, as 16x8,segment/10x10,4x10:forward-only,dense: length of vectors, hash "
         f"bits, input gradient (default: by predicted cost; with fixed {DEFAULT_FIXED})",
     )
     group.add_argument("--granularity", metavar="|".join(GRANULARITIES), help="what a vector is (default: pixel)")
     group.add_argument("--hash", metavar="|".join(HASHES), help="family of the hash planes (default: pca)")
     group.add_argument("--scope", metavar="|".join(SCOPES), help="what is clustered together (default: batch)")
+    group.add_argument(
+        "--table", metavar="|".join(TABLES), help="type of the tables of products in the forward pass (default: float32)"
+    )
+    group.add_argument(
+        "--skip-zeros",
+        action=argparse.BooleanOptionalAction,
+        help="gradients of convolutions skip what is zero in the output's, with the same bits (default: yes, but with "
+        "--reuse off)",
+    )
     group.add_argument(
         "--input-gradient",
         metavar="|".join(INPUT_GRADIENTS),

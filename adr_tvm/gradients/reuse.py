@@ -10,7 +10,7 @@ a 1x1 convolution. Ning, Guan, Shen, "Adaptive Deep Reuse" (ICDE 2019), on backw
 x gets its gradient as the attribute ``input_gradient`` of the forward call says: ``averaged`` over the members of a
 cluster, the exact derivative; ``straight-through``, dX = dZ W^T, as if the layer were dense; or ``sampled``, that of
 the first b = ceil(B / 4) images alone, times B / b: batches are drawn at random, so its mean is the straight-through
-one.
+one. With ``forward_only`` both gradients are those of the dense layer, dW = X^T dZ from x itself.
 """
 
 from __future__ import annotations
@@ -91,13 +91,18 @@ def _gradient(var: relax.Var, call: relax.Call, out_gradients: relax.Expr, bb: r
     batch = static_shape(x)[0]
     dz = _reshaped(bb, dz, [batch, g.OH, g.OW, g.M])
     four = _reshaped(bb, w, [g.KH, g.KW, g.C, g.M])
-    if str(call.attrs["input_gradient"]) == "averaged":
+    if int(call.attrs["forward_only"]):
+        images = _reshaped(bb, x, [batch, g.H, g.W, g.C])
+        shape: dict[str, Any] = {"strides": g.strides, "padding": g.padding, "dilation": g.dilation}
+        dw = bb.emit(conv2d.conv2d_weight_grad(images, dz, kernel=(g.KH, g.KW), **shape))
+        dx = _dense_input_gradient(bb, dz, four, g, batch)
+    elif str(call.attrs["input_gradient"]) == "averaged":
         both = bb.emit(reuse_grad(dz, four, ids, centroids, g, setting))
         dw, dx = (bb.emit(relax.TupleGetItem(both, i)) for i in (0, 1))
     else:
         dw = bb.emit(reuse_grad(dz, None, ids, centroids, g, setting))
-        images = batch if str(call.attrs["input_gradient"]) == "straight-through" else -(-batch // SAMPLED_ONE_IN)
-        dx = _dense_input_gradient(bb, dz, four, g, images)
+        sampled = str(call.attrs["input_gradient"]) == "sampled"
+        dx = _dense_input_gradient(bb, dz, four, g, -(-batch // SAMPLED_ONE_IN) if sampled else batch)
     dx, dw = _reshaped(bb, dx, static_shape(x)), _reshaped(bb, dw, static_shape(w))
     none = [relax.op.grad.no_grad(t) for t in stream]
     return [dx, dw, dbias, *(bb.emit(relax.op.zeros_like(t)) for t in (planes, thresholds)), *none]

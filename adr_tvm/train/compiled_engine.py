@@ -38,6 +38,7 @@ class CompiledEngine:
         label_smoothing: of the loss.
         name: for reports; None: that of the file.
         seed: of the dropouts.
+        skip_zeros: gradients of convolutions skip what is zero in the output's.
 
     Raises:
         ModelError: the network cannot be trained, or does not take images.
@@ -52,9 +53,11 @@ class CompiledEngine:
         label_smoothing: float = 0.0,
         name: str | None = None,
         seed: int = 0,
+        skip_zeros: bool = False,
     ) -> None:
         self.network = TrainingNetwork(model_path, target)
         self.optimizer, self.batch, self.label_smoothing, self.seed = optimizer, batch, label_smoothing, seed
+        self.skip_zeros = skip_zeros
         self.name = name or Path(model_path).stem
         self.sha256 = self.network.checked.sha256
         shape = self.network.checked.inputs[0].shape
@@ -73,7 +76,8 @@ class CompiledEngine:
 
     def compile(self, stage: Stage) -> TrainingStep:
         """A step for a stage, for as many bits as it names."""
-        return TrainingStep(self.network, stage, self.optimizer, self.batch, self.label_smoothing, self.seed)
+        smoothing, seed = self.label_smoothing, self.seed
+        return TrainingStep(self.network, stage, self.optimizer, self.batch, smoothing, seed, self.skip_zeros)
 
     def make_planes(self, state: TrainingState, stage: Stage, x: np.ndarray, seed: int) -> None:
         """Fit the planes of the reusing layers of a stage to a batch x float32 [batch, C, H, W]."""

@@ -8,9 +8,8 @@ Stages that the user lists are taken as they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from adr_tvm.settings import ReuseSetting
 from adr_tvm.train.stage import INPUT_GRADIENTS, LayerReuse
 
 Cost = Callable[[LayerReuse], float]
@@ -37,7 +36,7 @@ def grid(base: LayerReuse, lengths: Sequence[int], bits: Sequence[int], gradient
     """All combinations; what they do not name is as in ``base``."""
     s = base.setting
     return [
-        LayerReuse(ReuseSetting(s.granularity, L, H, s.hash, s.scope), gradient, base.stream, base.slots)
+        LayerReuse(replace(s, L=L, H=H), gradient, base.stream, base.slots)
         for L in lengths
         for H in bits
         for gradient in gradients
@@ -70,6 +69,8 @@ def _finer(new: LayerReuse | None, old: LayerReuse | None) -> bool:
     rank = INPUT_GRADIENTS.index
     if new.backward_only != old.backward_only:
         return new.backward_only
+    if new.forward_only != old.forward_only:
+        return new.forward_only
     return (
         new.setting.L <= old.setting.L
         and new.setting.H >= old.setting.H

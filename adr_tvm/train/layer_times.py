@@ -59,6 +59,7 @@ def gradient_module(call: relax.Call, reuse: LayerReuse | None, batch: int, inpu
             training=True,
             input_gradient=reuse.input_gradient,
             backward_only=reuse.backward_only,
+            forward_only=reuse.forward_only,
             stream=stream,
         )
     builder = relax.BlockBuilder()

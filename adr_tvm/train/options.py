@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from adr_tvm.errors import UsageError
-from adr_tvm.settings import GRANULARITIES, SCOPES, ReuseSetting
+from adr_tvm.settings import GRANULARITIES, SCOPES, TABLES, ReuseSetting
 from adr_tvm.stream_table import DEFAULT_SLOTS, STREAMING
 from adr_tvm.train.controller import FIXED, OFF, STRATEGIES, STREAM
 from adr_tvm.train.plateau import PlateauRule
-from adr_tvm.train.stage import INPUT_GRADIENTS, LayerReuse
+from adr_tvm.train.stage import INPUT_GRADIENTS, STRAIGHT_THROUGH, LayerReuse
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 LR_SCHEDULES = ("constant", "cosine", "step", "one-cycle", "stable-decay")
@@ -27,9 +27,9 @@ DEFAULT_FIXED = "8x12"
 FIXED_PLANES, REFIT_PLANES, LEARNED_PLANES = "fixed", "refit", "learned"
 PLANE_MODES = (FIXED_PLANES, REFIT_PLANES, LEARNED_PLANES)
 
-_NO_EFFECT_ON_CURVE = ("resume", "threads", "checkpoint_every", "compile_ahead", "max_steps")
+_NO_EFFECT_ON_CURVE = ("resume", "threads", "checkpoint_every", "compile_ahead", "max_steps", "skip_zeros")
 _STAGE = re.compile(r"(?:(?P<granularity>[a-z]+)/)?(?P<L>\d+)x(?P<H>\d+)(?P<more>(?::[a-z-]+)*)")
-BACKWARD_ONLY = "backward-only"
+BACKWARD_ONLY, FORWARD_ONLY = "backward-only", "forward-only"
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,14 @@ class TrainOptions:
         stages: the stages one by one, as ``16x8,8x12:straight-through,16x8:backward-only,dense``; None: chosen by
             predicted cost.
         granularity, hash, scope: of all stages that do not say otherwise.
+        table: type in which products of centroids are kept and added up, of all stages.
         input_gradient: of all stages; None: chosen, averaged before straight-through; with a plan straight-through.
         finish: what comes after the finest stage: ``reuse``, or ``dense`` as a last stage.
         per_layer: layers advance one at a time.
         window, improvement, smoothing: of the rule that ends a stage, see `adr_tvm.train.plateau`.
         last_stage_by: share of the run by which the last stage begins, whatever the loss does; None: never forced.
+        skip_zeros: gradients of convolutions skip what is zero in the output's, with the same bits; None: unless
+            ``reuse`` is ``off``.
         refresh_planes: steps after which hash planes are fitted to the data again, or refined; 0: only when a stage
             begins.
         stream_slots: of ``adaptive+stream``: centroids of a segment that persist at most, the last used ones.
@@ -99,6 +102,7 @@ class TrainOptions:
     granularity: str = "pixel"
     hash: str = "pca"
     scope: str = "batch"
+    table: str = "float32"
     input_gradient: str | None = None
     finish: str = "reuse"
     per_layer: bool = False
@@ -106,6 +110,7 @@ class TrainOptions:
     improvement: float = 0.02
     smoothing: float = 0.98
     last_stage_by: float | None = None
+    skip_zeros: bool | None = None
     refresh_planes: int = 100
     stream_slots: int = DEFAULT_SLOTS
     measure: bool = True
@@ -148,6 +153,11 @@ class TrainOptions:
         return DEFAULT_LR[self.optimizer] if self.lr is None else self.lr
 
     @property
+    def skips_zeros(self) -> bool:
+        """Whether gradients skip zeros."""
+        return self.reuse != OFF or self.fine_tuning if self.skip_zeros is None else self.skip_zeros
+
+    @property
     def rule(self) -> PlateauRule:
         """When a stage ends."""
         return PlateauRule(self.smoothing, self.improvement, self.window)
@@ -179,15 +189,19 @@ class TrainOptions:
             raise UsageError(f"--stages: {text!r} is no stage, expected such as 16x8, segment/10x12:averaged or dense")
         granularity = match["granularity"] or self.granularity
         more = match["more"].split(":")[1:]
-        gradients = [word for word in more if word != BACKWARD_ONLY] or [self.base.input_gradient]
+        backward, forward = BACKWARD_ONLY in more, FORWARD_ONLY in more
+        gradients = [word for word in more if word not in (BACKWARD_ONLY, FORWARD_ONLY)]
+        gradients = gradients or [STRAIGHT_THROUGH if forward else self.base.input_gradient]
         if len(gradients) > 1:
             raise UsageError(f"--stages: {text!r} names more than one input gradient: {', '.join(gradients)}")
-        return self._reuse(granularity, int(match["L"]), int(match["H"]), gradients[0], BACKWARD_ONLY in more)
+        return self._reuse(granularity, int(match["L"]), int(match["H"]), gradients[0], backward, forward)
 
-    def _reuse(self, granularity: str, L: int, H: int, gradient: str, backward_only: bool = False) -> LayerReuse:
+    def _reuse(
+        self, granularity: str, L: int, H: int, gradient: str, backward: bool = False, forward: bool = False
+    ) -> LayerReuse:
         try:
-            setting = ReuseSetting(granularity, L, H, self.hash, self.scope)  # type: ignore[arg-type]
-            return LayerReuse(setting, gradient, self.reuse == STREAM, self.stream_slots, backward_only)  # type: ignore[arg-type]
+            setting = ReuseSetting(granularity, L, H, self.hash, self.scope, table=self.table)  # type: ignore[arg-type]
+            return LayerReuse(setting, gradient, self.reuse == STREAM, self.stream_slots, backward, forward)  # type: ignore[arg-type]
         except ValueError as error:
             raise UsageError(f"--stages: {error}") from None
 
@@ -200,7 +214,7 @@ class TrainOptions:
             return
         if self.reuse not in (OFF, FIXED):
             raise UsageError(f"--reuse {self.reuse} cannot go with a plan, which says how every layer reuses")
-        decided = {"--stages": "stages", "--granularity": "granularity", "--hash": "hash", "--scope": "scope",
+        decided = {"--stages": "stages", "--granularity": "granularity", "--hash": "hash", "--scope": "scope", "--table": "table",
                    "--finish": "finish", "--per-layer": "per_layer", "--last-stage-by": "last_stage_by"}  # fmt: skip
         if self.plan is not None:
             decided |= {"--skip": "skip", "--only": "only"}
@@ -248,6 +262,7 @@ class TrainOptions:
             ("--granularity", self.granularity, GRANULARITIES),
             ("--hash", self.hash, HASHES),
             ("--scope", self.scope, SCOPES),
+            ("--table", self.table, TABLES),
             ("--input-gradient", self.input_gradient or INPUT_GRADIENTS[0], INPUT_GRADIENTS),
             ("--finish", self.finish, ("reuse", "dense")),
             ("--hash-planes", self.hash_planes or LEARNED_PLANES, PLANE_MODES),

@@ -5,6 +5,7 @@ A dense training step of a layer is 3 N K M multiply-adds: forward, weight gradi
     forward          hash + b r_c p + g / L + d      backward only: 1 + hash + d
     weight gradient         b r_c p + g / L          (cluster sums of dY, then centroids^T times them)
     input gradient   averaged: b r_c p               straight-through: 1      sampled: 1 / 4
+    forward only     1 for each of the gradients
 
     hash = a H q / M      d = (v / L + e) q / M      p = P / N, q = P / (N KH KW) for `pixel`; p = q = 1 otherwise
 
@@ -88,7 +89,7 @@ def training_cost(
     products = c.product * ratio * p
     clustering = q * (c.hash * setting.H + c.vector / L + c.entry) / geometry.M
     forward = clustering + (1.0 if reuse.backward_only else products + adds)
-    backward = products + adds
+    backward = 1.0 if reuse.forward_only else products + adds
     if not input_gradient:
         return (forward + backward) / 2
     to_input = {AVERAGED: products, SAMPLED: 1 / 4, STRAIGHT_THROUGH: 1.0}

@@ -25,7 +25,16 @@ def compiled_engine(path: Path, options: TrainOptions, name: str) -> CompiledEng
     from adr_tvm.train.compiled_engine import CompiledEngine
 
     target = find_target("cpu").make(None)
-    return CompiledEngine(path, optimizer(options), options.batch, target, options.label_smoothing, name, options.seed)
+    return CompiledEngine(
+        path,
+        optimizer(options),
+        options.batch,
+        target,
+        options.label_smoothing,
+        name,
+        options.seed,
+        options.skips_zeros,
+    )
 
 
 def tuned_engine(path: Path, options: TrainOptions, name: str, plan: ReusePlan) -> TunedEngine:
@@ -48,6 +57,7 @@ def tuned_engine(path: Path, options: TrainOptions, name: str, plan: ReusePlan) 
         options.label_smoothing,
         name,
         options.seed,
+        options.skips_zeros,
     )
 
 

@@ -191,7 +191,8 @@ def _reuse_words(reuse: dict[str, Any] | None) -> str:
     if reuse is None:
         return "dense"
     setting = reuse["setting"]
-    words = f"{setting['granularity']} L={setting['L']} H={setting['H']} {reuse['input_gradient']}"
+    gradient = "forward only" if reuse["forward_only"] else reuse["input_gradient"]
+    words = f"{setting['granularity']} L={setting['L']} H={setting['H']} {gradient}"
     words += " stream" if reuse["stream"] else ""
     return f"{words}, backward only" if reuse["backward_only"] else words
 

@@ -25,9 +25,11 @@ class LayerReuse:
         stream: ids and centroids persist over batches (the papers' cluster reuse).
         slots: centroids of a segment that persist at most, the last used ones; without ``stream`` it says nothing.
         backward_only: the forward pass is dense, only the gradients reuse.
+        forward_only: only the forward pass reuses: dW = X^T dZ and dX = dZ W^T, as if the layer were dense.
 
     Raises:
-        ValueError: ``input_gradient`` is not known, or the clusters of such a setting cannot persist.
+        ValueError: ``input_gradient`` is not known or does not go with ``forward_only``, only forward and only backward
+            are asked for together, or the clusters of such a setting cannot persist.
     """
 
     setting: ReuseSetting
@@ -35,11 +37,15 @@ class LayerReuse:
     stream: bool = False
     slots: int = DEFAULT_SLOTS
     backward_only: bool = False
+    forward_only: bool = False
 
     def __post_init__(self) -> None:
         if self.input_gradient not in INPUT_GRADIENTS:
             allowed = ", ".join(INPUT_GRADIENTS)
             raise ValueError(f"input_gradient is {self.input_gradient!r}, expected one of {allowed}")
+        if self.forward_only and (self.backward_only or self.input_gradient != STRAIGHT_THROUGH):
+            other = "backward-only" if self.backward_only else self.input_gradient
+            raise ValueError(f"forward-only has the gradients of the dense layer: it cannot go with {other}")
         if self.stream:
             check_streaming(self.setting, self.slots)
 
@@ -67,7 +73,9 @@ def reuse_text(reuse: LayerReuse | None) -> str:
         return "dense"
     setting = reuse.setting
     length = "" if setting.granularity == "row" else f" L={setting.L}"
-    words = f"{setting.granularity}{length} H={setting.H} {reuse.input_gradient}"
+    table = "" if setting.table == "float32" else f" {setting.table}"
+    gradient = "forward only" if reuse.forward_only else reuse.input_gradient
+    words = f"{setting.granularity}{length} H={setting.H}{table} {gradient}"
     words += " stream" if reuse.stream else ""
     return f"{words}, backward only" if reuse.backward_only else words
 
