@@ -74,7 +74,7 @@ def measure(name: str, engine: str, threads: int) -> Row:
         with tempfile.TemporaryDirectory(prefix="adr-training-memory-") as folder:
             path = Path(folder) / f"{name}.onnx"
             onnx.save(model, path)
-            step = compiled_runs(path, case.batch, (engine,), x, labels, threads)[engine]
+            step = compiled_runs(path, case.batch, (engine,), x, labels, threads, "float32")[engine]
     for _ in range(STEPS):
         step()
     return Row(name, case.batch, engine, base, held(), resident())

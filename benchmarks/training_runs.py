@@ -105,6 +105,13 @@ class Run:
         return {name: value for name, value in self.history.start["options"].items() if name != "seed"}
 
     @property
+    def skips_zeros(self) -> bool:
+        """Whether its steps are timed with zeros skipped: as ``--reuse`` has it, since the bits are the same."""
+        from adr_tvm.train.options import TrainOptions
+
+        return TrainOptions(**self.history.start["options"]).skips_zeros
+
+    @property
     def finished(self) -> bool:
         """Whether all its steps were taken."""
         return bool(self.history.last_step == self.history.start["steps"])
@@ -131,9 +138,10 @@ def read_runs(folders: list[Path]) -> list[Run]:
     return runs
 
 
-def stage_key(layers: Mapping[str, Any]) -> str:
+def stage_key(layers: Mapping[str, Any], skip_zeros: bool) -> str:
     """A stage as text: equal stages have equal text."""
-    return json.dumps({name: reuse for name, reuse in layers.items() if reuse is not None}, sort_keys=True)
+    reusing = {name: reuse for name, reuse in layers.items() if reuse is not None}
+    return json.dumps({"layers": reusing, "skip_zeros": skip_zeros}, sort_keys=True)
 
 
 def measure(folder: Path, keys: list[str], threads: int, seconds: float, compiled: bool) -> Times:
@@ -150,7 +158,7 @@ def measure(folder: Path, keys: list[str], threads: int, seconds: float, compile
     from adr_tvm.train.recipe import compiled_engine
 
     arrays, progress = load_checkpoint(folder / LAST)
-    options = TrainOptions(**{name: value for name, value in progress.options.items()})
+    options = TrainOptions(**progress.options)
     start = _start(folder)
     (path,) = folder.glob("*-initial.onnx")
     engine = compiled_engine(path, options, start["network"])
@@ -165,13 +173,14 @@ def measure(folder: Path, keys: list[str], threads: int, seconds: float, compile
     planes: dict[str, Callable[[], Any]] = {}
     for key in keys:
         stage, state = _stage_of(key), engine.initial_state()
+        engine.skip_zeros = _skips_zeros(key)
         state.load(arrays)
         state.planes.clear()
         if stage:
             engine.make_planes(state, stage, x, options.seed)
             planes[key] = functools.partial(engine.make_planes, state, stage, x, options.seed)
         steps[key] = functools.partial(engine.compile(stage).run, state, x, labels, RATE)
-        layers[key] = all_layers(engine, state, stage, x)
+        layers[key] = all_layers(engine, state, stage, x, labels)
     steps |= torch_runs(engine.network.checked.proto, x, labels, threads, compiled)
 
     def medians(runs: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
@@ -181,7 +190,9 @@ def measure(folder: Path, keys: list[str], threads: int, seconds: float, compile
     return Times(medians(steps), medians(layers), medians(planes))
 
 
-def all_layers(engine: Any, state: Any, stage: Mapping[str, Any], x: np.ndarray) -> Callable[[], None]:
+def all_layers(
+    engine: Any, state: Any, stage: Mapping[str, Any], x: np.ndarray, labels: np.ndarray
+) -> Callable[[], None]:
     """Every convolution and dense layer of a step one after the other, forward and gradients, on what it sees."""
     from adr_tvm import ops
     from adr_tvm.build import build_module
@@ -189,12 +200,14 @@ def all_layers(engine: Any, state: Any, stage: Mapping[str, Any], x: np.ndarray)
     from adr_tvm.train.state import tensor_of
 
     seen, rng = engine.layer_inputs(state, x), np.random.default_rng(0)
+    gradients = engine.output_gradients(state, x, labels)
     runs = []
     for index, call in enumerate(engine.layer_calls()):
         name = ops.layer_name(call)
-        mod = gradient_module(call, stage.get(name), len(x), input_gradient=index > 0)
+        mod = gradient_module(call, stage.get(name), len(x), index > 0, engine.skip_zeros)
         shapes = {var.name: [int(dim) for dim in list(var.ty.shape)] for var in mod["main"].params}
         data = {n: rng.standard_normal(shape).astype(np.float32) for n, shape in shapes.items()}
+        data["dy"] = gradients[name]
         if name in seen:
             data["x"] = seen[name].reshape(shapes["x"])
         if name in stage:
@@ -237,7 +250,7 @@ def _strategy(group: list[Run], times: Times, accuracy: float, dense: StageRow |
     ratios: dict[str, list[float]] = {}
     for run in group:
         for stage in run.history.stages:
-            key = stage_key(stage.layers)
+            key = stage_key(stage.layers, run.skips_zeros)
             stages.setdefault(key, []).append(stage.end - stage.start)
             ratios.setdefault(key, []).extend(r for found in stage.ratios.values() for r in found)
     rows = []
@@ -289,7 +302,9 @@ def _time_to(run: Run, times: Times, accuracy: float) -> float | None:
     if reached is None:
         return None
     return sum(
-        max(0, min(stage.end, reached) - stage.start) * _step(stage_key(stage.layers), times, run) / 1e3
+        max(0, min(stage.end, reached) - stage.start)
+        * _step(stage_key(stage.layers, run.skips_zeros), times, run)
+        / 1e3
         for stage in run.history.stages
     )
 
@@ -307,15 +322,19 @@ def _stage_of(key: str) -> Stage:
 
     return {
         layer: LayerReuse(**reuse | {"setting": ReuseSetting(**reuse["setting"])})
-        for layer, reuse in json.loads(key).items()
+        for layer, reuse in json.loads(key)["layers"].items()
     }
+
+
+def _skips_zeros(key: str) -> bool:
+    return bool(json.loads(key)["skip_zeros"])
 
 
 def run(settings: Settings) -> list[StageRow]:
     """Read the logs, measure, and put both together."""
     options = settings.options
     runs = read_runs(options.runs)
-    keys = list(dict.fromkeys(stage_key(stage.layers) for run in runs for stage in run.history.stages))
+    keys = list(dict.fromkeys(stage_key(stage.layers, run.skips_zeros) for run in runs for stage in run.history.stages))
     # The last stage's weights have seen all that reuse does to them.
     reusing = next((r for r in runs if r.history.start["options"]["reuse"] != "off"), runs[0])
     threads = min(settings.threads)

@@ -2,7 +2,8 @@
 
     python -m benchmarks.training_step [--data DIR] [--network NAME ...] [--stage STAGE ...] [--no-compile]
 
-*dense* is this package without reuse, *torch* PyTorch eager in channels-last layout, *torch compiled* the same under
+*dense* is this package without reuse, *zeros skipped* the same with gradients that skip zeros, as all stages do,
+*torch* PyTorch eager in channels-last layout, *torch compiled* the same under
 ``torch.compile``: one network, one batch, SGD with momentum and weight decay for all, which take turns. A STAGE is as
 for ``adr-train --stages``, such as ``16x8`` or ``32x10:straight-through``: it holds for every convolution that may
 reuse but the first. With ``--data`` the images are CIFAR-10's or photographs, from the first again where there are too
@@ -24,6 +25,7 @@ import numpy as np
 import onnx
 
 from adr_tvm.errors import MissingDependencyError
+from adr_tvm.settings import TABLES
 from benchmarks.command import Command, Settings
 from benchmarks.no_data import NoData
 from benchmarks.paired import Ratio, paired_ratio, rounds_for, take_turns
@@ -32,6 +34,7 @@ from benchmarks.validation.data_folder import DataFolder
 
 RATE, MOMENTUM, DECAY = 0.001, 0.9, 5e-4
 STAGES = ("64x12", "32x10", "16x8")
+DENSE, SKIPPING = "dense", "zeros skipped"
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def images_of(case: Case, data: DataFolder) -> np.ndarray:
 
 
 def measure(
-    name: str, data: DataFolder, stages: tuple[str, ...], threads: int, seconds: float, compiled: bool
+    name: str, data: DataFolder, stages: tuple[str, ...], table: str, threads: int, seconds: float, compiled: bool
 ) -> list[Row]:
     """All engines on one network, in this process."""
     case = cases()[name]
@@ -109,7 +112,7 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="adr-training-step-") as folder:
         path = Path(folder) / f"{name}.onnx"
         onnx.save(model, path)
-        runs = compiled_runs(path, case.batch, ("dense", *stages), x, labels, threads)
+        runs = compiled_runs(path, case.batch, (DENSE, SKIPPING, *stages), x, labels, threads, table)
     runs |= torch_runs(model, x, labels, threads, compiled)
     times = take_turns(runs, rounds_for(runs, seconds, least=5))
     rows = []
@@ -126,9 +129,9 @@ def measure(
 
 
 def compiled_runs(
-    path: Path, batch: int, stages: tuple[str, ...], x: np.ndarray, labels: np.ndarray, threads: int
+    path: Path, batch: int, stages: tuple[str, ...], x: np.ndarray, labels: np.ndarray, threads: int, table: str
 ) -> dict[str, Callable[[], Any]]:
-    """A step of this package for each stage, ``dense`` among them, on a state of its own."""
+    """A step of this package for each stage, the two dense ones among them, on a state of its own."""
     from adr_tvm._tvm import cpu_target
     from adr_tvm.train.compiled_engine import CompiledEngine
     from adr_tvm.train.optimizers import SGD
@@ -139,7 +142,9 @@ def compiled_runs(
     later = [layer for layer, geometry in engine.candidates.items() if geometry.rows > 1][1:]
     runs: dict[str, Callable[[], Any]] = {}
     for text in stages:
-        reuse = None if text == "dense" else TrainOptions(reuse="fixed", stages=text).listed_stages()[0]
+        dense = text in (DENSE, SKIPPING)
+        reuse = None if dense else TrainOptions(reuse="fixed", stages=text, table=table).listed_stages()[0]
+        engine.skip_zeros = text != DENSE
         stage = {} if reuse is None else dict.fromkeys(later, reuse)
         state = engine.initial_state()
         engine.make_planes(state, stage, x, seed=0)
@@ -191,7 +196,8 @@ def run(settings: Settings) -> list[Row]:
         for name in settings.chosen or NAMES
         for threads in settings.threads
         for row in in_process(
-            measure, threads, name, settings.data, stages, threads, settings.seconds, settings.options.compile
+            *(measure, threads, name, settings.data, stages, settings.options.table),
+            *(threads, settings.seconds, settings.options.compile),
         )
     ]
 
@@ -215,8 +221,11 @@ def table(rows: list[Row]) -> list[list[str]]:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """``--stage`` and ``--no-compile``."""
+    """``--stage``, ``--table`` and ``--no-compile``."""
     parser.add_argument("--stage", metavar="STAGE", action="append", help=f"repeatable; default: {' '.join(STAGES)}")
+    parser.add_argument(
+        "--table", metavar="|".join(TABLES), choices=TABLES, default="float32", help="of all stages (default: float32)"
+    )
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
 
 

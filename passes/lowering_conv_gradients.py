@@ -8,6 +8,7 @@ from tvm.target import Target
 
 from adr_tvm import ops
 from adr_tvm._tvm import static_shape, tensor_type
+from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.schedules.conv_schedule import ConvSchedule
 from adr_tvm.schedules.dense_input_gradient import dense_input_gradient, is_few_rows
@@ -41,13 +42,20 @@ def lower_epilogue_weight_grad(
             func = epilogue_weight_gradient(geometry, activation, batch, schedule)
             name = bb.add_func(func, "adr_epilogue_weight_gradient")
             return relax.call_tir(name, [x, y, dy], list(call.ty.fields))
-    shape, bias = static_shape(dy), call.ty.fields[1]
-    func = epilogue_gradient(tuple(shape), activation, isa_of(target))
-    types = [tensor_type(shape), bias]
-    both = bb.emit(relax.call_tir(bb.add_func(func, "adr_epilogue_gradient"), [y, dy], types))
-    dz, dbias = (bb.emit(relax.TupleGetItem(both, i)) for i in (0, 1))
+    dz, dbias = epilogue_gradients(bb, y, dy, activation, target)
     weight = bb.normalize(relax.Call(tvm.ir.Op.get("relax.adr.conv2d_weight_grad"), [x, dz], call.attrs))
     return relax.Tuple([bb.emit(lower_weight_grad(bb, weight, batch, geometry, groups, target)), dbias])
+
+
+def epilogue_gradients(
+    bb: relax.BlockBuilder, y: relax.Expr, dy: relax.Expr, activation: Activation, target: Target
+) -> tuple[relax.Expr, relax.Expr]:
+    """dz and dbias from a kernel of their own."""
+    shape = static_shape(dy)
+    func = epilogue_gradient(tuple(shape), activation, isa_of(target))
+    types = [tensor_type(shape), tensor_type(shape[-1:])]
+    both = bb.emit(relax.call_tir(bb.add_func(func, "adr_epilogue_gradient"), [y, dy], types))
+    return bb.emit(relax.TupleGetItem(both, 0)), bb.emit(relax.TupleGetItem(both, 1))
 
 
 def lower_input_grad(

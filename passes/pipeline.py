@@ -41,6 +41,7 @@ from adr_tvm.passes.mark_no_alias import MarkNoAlias
 from adr_tvm.passes.merge_calls import MergeCalls
 from adr_tvm.passes.observe_candidates import ObserveCandidates
 from adr_tvm.passes.plain_names import PlainNames
+from adr_tvm.passes.probe_outputs import ProbeOutputs
 from adr_tvm.passes.reshape_views import KEPT, ReshapeViews
 from adr_tvm.passes.reuse_in_training import ReuseInTraining
 from adr_tvm.passes.schedule_gpu import ScheduleGpu
@@ -112,6 +113,11 @@ def train(
         *([SkipZeros()] if skip_zeros else []),
         AppendUpdates(updates),
     ]
+
+
+def output_gradients(probes: list[str]) -> Passes:
+    """From a network with its weights as parameters to gradients by its layers' outputs; their names as parameters."""
+    return [ProbeOutputs(), SeedDropout(), AppendLoss(), Differentiate(probes)]
 
 
 def evaluate(stage: Stage | None = None) -> Passes:

@@ -2,7 +2,7 @@
 
 dZ behind ReLU and max pooling is mostly zero. Its other entries are listed once for both gradients; a call in which
 they are too many runs the dense kernels (``schedules/nonzero_lists.py``). Left alone are 1x1 and grouped convolutions,
-dense layers, and a layer whose dz is never written to memory (``fuse_epilogue_gradient.py``).
+and dense layers.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ class _Skipper(PyExprMutator):
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = self.visit_expr_post_order(call)
-        if not is_op(call, conv2d.WEIGHT_GRAD) and not is_op(call, conv2d.INPUT_GRAD):
+        if not any(is_op(call, name) for name in (conv2d.WEIGHT_GRAD, conv2d.INPUT_GRAD, conv2d.EPILOGUE_WEIGHT_GRAD)):
             return call
         batch, geometry, groups = conv2d.gradient_geometry(call)
         if groups > 1 or not can_skip_zeros(geometry, batch):
             return call
+        if is_op(call, conv2d.EPILOGUE_WEIGHT_GRAD):
+            return nonzero.skipping(call, self.builder_.emit(nonzero.epilogue_nonzeros(call)))
         dz = call.args[1 if is_op(call, conv2d.WEIGHT_GRAD) else 0]
         if hash(dz) not in self.lists:
             self.lists[hash(dz)] = self.builder_.emit(nonzero.nonzeros(dz))

@@ -38,7 +38,7 @@ def nonzero_input_gradient(
     """
     g, B, C, M, KH, KW = geometry, batch, geometry.C, geometry.M, geometry.KH, geometry.KW
     lists = nonzero_lists(geometry, batch)
-    pays, (dense, size) = are_few(lists), whole_input_gradient(geometry, batch, schedules)
+    all_listed, (dense, size) = are_few(lists), whole_input_gradient(geometry, batch, schedules)
     cap, OH, OW, lanes = lists.capacity, g.OH, g.OW, isa.lanes
     (SH, SW), (DH, DW), (PT, PL, _, _) = g.strides, g.dilation, g.padding
     padded = -(-C // lanes) * lanes
@@ -84,9 +84,7 @@ def nonzero_input_gradient(
             add_block(turned, starts, values, channels, DX, b, y, x, first)
 
     @T.prim_func(private=True)
-    def kernel(
-        z: T.handle, w: T.handle, p: T.handle, n: T.handle, s: T.handle, c: T.handle, v: T.handle, d: T.handle
-    ):
+    def kernel(z: T.handle, w: T.handle, p: T.handle, n: T.handle, s: T.handle, c: T.handle, v: T.handle, d: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         DZ = T.match_buffer(z, int64(B, OH, OW, M), "float32")
         W = T.match_buffer(w, int64(KH, KW, C, M), "float32")
@@ -99,7 +97,7 @@ def nonzero_input_gradient(
         DZf = T.decl_buffer((B * OH * OW * M,), "float32", data=DZ.data)
         DXf = T.decl_buffer((B * g.H * g.W * C,), "float32", data=DX.data)
         few = T.alloc_buffer((1,), "int32", scope="local")
-        pays(counts, few)
+        all_listed(counts, few)
         if few[0] > 0:
             turned = T.alloc_buffer((KH * KW * M * padded,), "float32")
             for tap in T.parallel(T.int64(KH * KW)):

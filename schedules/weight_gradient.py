@@ -104,10 +104,7 @@ def epilogue_weight_gradient(
         [M].
     """
     g, B, M, K = geometry, batch, geometry.M, geometry.K
-    parts = parts_of(geometry, batch)
-    task, groups = weight_gradient_task(geometry, batch, schedule, activation)
-    assert groups == 1 and packs_once(geometry, batch, schedule), f"{schedule} packs dz more than once"
-    add_parts = _add_parts(M, parts.count)
+    whole = whole_epilogue_weight_gradient(geometry, activation, batch, schedule)
 
     @T.prim_func(private=True)
     def kernel(x: T.handle, y: T.handle, dy: T.handle, dw: T.handle, db: T.handle):
@@ -121,17 +118,34 @@ def epilogue_weight_gradient(
         Yf = T.decl_buffer((T.int64(B * g.OH * g.OW * M),), "float32", data=Y.data)
         DYf = T.decl_buffer((T.int64(B * g.OH * g.OW * M),), "float32", data=DY.data)
         DWf = T.decl_buffer((T.int64(K * M),), "float32", data=DW.data)
+        whole(Xf, Yf, DYf, DWf, DB)
+
+    return kernel
+
+
+def whole_epilogue_weight_gradient(
+    geometry: ConvGeometry, activation: Activation, batch: int, schedule: WeightGradientSchedule
+) -> Any:
+    """Inline ``(X, Y, DY, DW, DB)``, flat: all of both gradients."""
+    M, K = geometry.M, geometry.K
+    parts = parts_of(geometry, batch)
+    task, groups = weight_gradient_task(geometry, batch, schedule, activation)
+    assert groups == 1 and packs_once(geometry, batch, schedule), f"{schedule} packs dz more than once"
+    add_parts = _add_parts(M, parts.count)
+
+    @T.inline
+    def inline(X, Y, DY, DW, DB):
         partial = T.alloc_buffer((parts.count, K * M), "float32")
         sums = T.alloc_buffer((parts.count, M), "float32")
         for part in T.parallel(T.int64(parts.count)):
             for m in range(M):
                 sums[part, m] = T.float32(0)
-            task(Xf, Epilogue(Yf, DYf, sums), partial, part, T.int64(0))
+            task(X, Epilogue(Y, DY, sums), partial, part, T.int64(0))
         for row in T.parallel(T.int64(K)):
-            add_parts(partial, DWf, row)
+            add_parts(partial, DW, row)
         add_parts(sums, DB, 0)
 
-    return kernel
+    return inline
 
 
 def _add_parts(M: int, parts: int) -> Any:

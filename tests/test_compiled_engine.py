@@ -94,7 +94,7 @@ def test_reuse_learns(engine):
     found, vectors = results[0].clusters["conv2"]
     assert vectors == 16 * 64 and 8 <= found <= 2**6 + 1
     assert set(results[0].clusters) == {"conv2"}
-    times = engine.measure(state, stage, ["conv2"], x)
+    times = engine.measure(state, stage, ["conv2"], x, labels)
     assert times.keys() == {"conv2"} and min(times["conv2"].dense, times["conv2"].reuse) > 0
 
 
@@ -196,7 +196,7 @@ def test_clusters_persist_until_planes_are_fitted_again(engine):
     assert step.run(copied, x, labels, 0.02) == step.run(state, x, labels, 0.02)
     engine.make_planes(state, stage, x, seed=1)
     assert step.run(state, x, labels, 0.02).streamed == {"conv2": 0}
-    times = engine.measure(state, stage, ["conv2"], x)
+    times = engine.measure(state, stage, ["conv2"], x, labels)
     assert times.keys() == {"conv2"} and min(times["conv2"].dense, times["conv2"].reuse) > 0
 
 

@@ -140,7 +140,9 @@ class Engine:
             if reuse is not None:
                 state.planes[layer] = np.full((2, reuse.setting.H), x.mean() + state.weight.sum(), np.float32)
 
-    def measure(self, state: State, stage: Stage, layers: list[str], x: np.ndarray) -> dict[str, LayerTimes]:
+    def measure(
+        self, state: State, stage: Stage, layers: list[str], x: np.ndarray, labels: np.ndarray
+    ) -> dict[str, LayerTimes]:
         self.measured += 1
         return {layer: LayerTimes(1.0, 2.0 if layer in self.slow else 0.3) for layer in layers}
 

@@ -162,7 +162,9 @@ def _add_reuse_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--hash", metavar="|".join(HASHES), help="family of the hash planes (default: pca)")
     group.add_argument("--scope", metavar="|".join(SCOPES), help="what is clustered together (default: batch)")
     group.add_argument(
-        "--table", metavar="|".join(TABLES), help="type of the tables of products in the forward pass (default: float32)"
+        "--table",
+        metavar="|".join(TABLES),
+        help="type of the tables of products in the forward pass (default: float32)",
     )
     group.add_argument(
         "--skip-zeros",

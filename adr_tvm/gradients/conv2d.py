@@ -100,7 +100,8 @@ def gradient_geometry(call: relax.Call) -> tuple[int, ConvGeometry, int]:
     return dz[0], geometry, groups
 
 
-def _infer(call: relax.Call) -> relax.Type:
+def gradient_type(call: relax.Call) -> relax.Type:
+    """Type of a call of one of the operators."""
     batch, g, groups = gradient_geometry(call)
     weight = tensor_type([g.KH, g.KW, g.C, g.M * groups])
     if call.op.name == WEIGHT_GRAD:
@@ -164,9 +165,9 @@ def _epilogue(y: relax.Var, call: relax.Call, dy: relax.Expr, bb: relax.BlockBui
 def register() -> None:
     """Register the operators and the gradients that use them; once per process, later calls change nothing."""
     epilogue.register()
-    ops.register_operator(WEIGHT_GRAD, ("data", "output_gradient"), _infer, _legalize)
-    ops.register_operator(EPILOGUE_WEIGHT_GRAD, ("data", "output", "output_gradient"), _infer, _legalize)
-    ops.register_operator(INPUT_GRAD, ("output_gradient", "weight"), _infer, _legalize)
+    ops.register_operator(WEIGHT_GRAD, ("data", "output_gradient"), gradient_type, _legalize)
+    ops.register_operator(EPILOGUE_WEIGHT_GRAD, ("data", "output", "output_gradient"), gradient_type, _legalize)
+    ops.register_operator(INPUT_GRAD, ("output_gradient", "weight"), gradient_type, _legalize)
     for name in (ops.CONV2D, ops.CONV2D_ADD, ops.GROUPED_CONV2D):
         _register_gradient(name, _conv2d_gradient)
     _register_gradient(ops.DENSE, _dense_gradient)

@@ -18,6 +18,7 @@ from adr_tvm.train.evaluation import Evaluator
 from adr_tvm.train.layer_times import time_layer
 from adr_tvm.train.network import TrainingNetwork
 from adr_tvm.train.optimizers import Optimizer
+from adr_tvm.train.output_gradients import OutputGradients
 from adr_tvm.train.plane_fitting import PlaneFitter
 from adr_tvm.train.stage import LayerReuse, Stage
 from adr_tvm.train.state import TrainingState
@@ -69,6 +70,7 @@ class CompiledEngine:
         self.classes = self.network.classes
         self.candidates: Mapping[str, ConvGeometry] = self.network.candidates
         self._fitter: PlaneFitter | None = None
+        self._gradients: OutputGradients | None = None
 
     def initial_state(self) -> TrainingState:
         """The state before the first step."""
@@ -83,10 +85,12 @@ class CompiledEngine:
         """Fit the planes of the reusing layers of a stage to a batch x float32 [batch, C, H, W]."""
         self._observer().fit(state, x, _reusing(stage), seed)
 
-    def measure(self, state: TrainingState, stage: Stage, layers: list[str], x: np.ndarray) -> dict[str, LayerTimes]:
+    def measure(
+        self, state: TrainingState, stage: Stage, layers: list[str], x: np.ndarray, labels: np.ndarray
+    ) -> dict[str, LayerTimes]:
         """Time a training step of each layer alone, dense and as in ``stage``, on what it sees on a batch."""
         reusing = {layer: reuse for layer, reuse in _reusing(stage).items() if layer in layers}
-        inputs = self._observer().inputs(state, x)
+        inputs, gradients = self._observer().inputs(state, x), self.output_gradients(state, x, labels)
         calls = {ops.layer_name(call): call for call in self.layer_calls()}
         first = next(iter(calls))
         found = {}
@@ -95,7 +99,15 @@ class CompiledEngine:
             exact = replace(reuse, setting=replace(reuse.setting, H=planes.planes.shape[2]))
             tables = planes.planes, planes.thresholds
             found[layer] = time_layer(
-                calls[layer], exact, inputs[layer], tables, self.network.target, layer != first, seed=0
+                calls[layer],
+                exact,
+                inputs[layer],
+                gradients[layer],
+                tables,
+                self.network.target,
+                layer != first,
+                self.skip_zeros,
+                seed=0,
             )
         return found
 
@@ -116,6 +128,12 @@ class CompiledEngine:
     def layer_inputs(self, state: TrainingState, x: np.ndarray) -> dict[str, np.ndarray]:
         """What each layer that may reuse sees of a batch x float32 [batch, C, H, W]: float32 [batch, H, W, C]."""
         return self._observer().inputs(state, x)
+
+    def output_gradients(self, state: TrainingState, x: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+        """The gradient of the loss by the output of each convolution and dense layer: float32 of the output's shape."""
+        if self._gradients is None:
+            self._gradients = OutputGradients(self.network, self.batch)
+        return self._gradients(state, x, labels)
 
     def _observer(self) -> PlaneFitter:
         if self._fitter is None:

@@ -93,7 +93,9 @@ class Engine(Protocol):
         """Fit the hash planes of a stage's reusing layers to what they see on a batch, into ``state``."""
         ...
 
-    def measure(self, state: Any, stage: Stage, layers: list[str], x: np.ndarray) -> dict[str, LayerTimes]:
+    def measure(
+        self, state: Any, stage: Stage, layers: list[str], x: np.ndarray, labels: np.ndarray
+    ) -> dict[str, LayerTimes]:
         """Time a training step of each of ``layers`` alone, dense and as in ``stage``, on what it sees on a batch."""
         ...
 

@@ -18,6 +18,8 @@ from adr_tvm import ops
 from adr_tvm.build import build_module
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.gradients import register_all
+from adr_tvm.passes.fuse_epilogue_gradient import FuseEpilogueGradient
+from adr_tvm.passes.skip_zeros import SkipZeros
 from adr_tvm.stream_table import StreamTable
 from adr_tvm.train.controller import LayerTimes
 from adr_tvm.train.stage import LayerReuse
@@ -26,7 +28,9 @@ from adr_tvm.train.state import tensor_of
 TURNS = 7
 
 
-def gradient_module(call: relax.Call, reuse: LayerReuse | None, batch: int, input_gradient: bool) -> tvm.IRModule:
+def gradient_module(
+    call: relax.Call, reuse: LayerReuse | None, batch: int, input_gradient: bool, skip_zeros: bool = False
+) -> tvm.IRModule:
     """``main(x, w, bias, dy[, planes, thresholds[, table and step]]) -> (y, dw, dbias[, dx])`` of one layer.
 
     Args:
@@ -34,6 +38,7 @@ def gradient_module(call: relax.Call, reuse: LayerReuse | None, batch: int, inpu
         reuse: how it reuses; None: dense.
         batch: images.
         input_gradient: whether dx is wanted.
+        skip_zeros: as in the training step.
     """
     register_all()
     geometry = ops.geometry_of(call)
@@ -75,7 +80,10 @@ def gradient_module(call: relax.Call, reuse: LayerReuse | None, batch: int, inpu
             wanted = [*gradients[1:3], *(gradients[:1] if input_gradient else [])]
             returned = builder.emit_output(relax.Tuple([y, *[builder.emit(g) for g in wanted]]))
         builder.emit_func_output(returned)
-    return relax.transform.DeadCodeElimination()(builder.get())
+    mod = relax.transform.DeadCodeElimination()(builder.get())
+    if not input_gradient:
+        mod = FuseEpilogueGradient()(mod)
+    return SkipZeros()(mod) if skip_zeros else mod
 
 
 def _stream(geometry: ConvGeometry, reuse: LayerReuse) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -89,9 +97,11 @@ def time_layer(
     call: relax.Call,
     reuse: LayerReuse,
     x: np.ndarray,
+    dy: np.ndarray,
     planes: tuple[np.ndarray, np.ndarray],
     target: tvm.target.Target,
     input_gradient: bool,
+    skip_zeros: bool,
     seed: int,
 ) -> LayerTimes:
     """Seconds of a layer's part in a training step.
@@ -99,24 +109,25 @@ def time_layer(
     Args:
         call: the dense call.
         x: float32 [B, H, W, C], what the layer sees.
+        dy: float32, the gradient of its output.
         planes: float32 [S, L, H] and thresholds [S, H].
-        seed: of weights and output gradients.
+        skip_zeros: as in the training step.
+        seed: of weights.
     """
     rng = np.random.default_rng(seed)
     shape = (len(x), *[int(dim) for dim in list(call.args[0].ty.shape)[1:]])
 
-    def noise(type_: relax.TensorType, first: int | None = None) -> tvm.runtime.Tensor:
-        dims = [int(d) for d in list(type_.shape)[first is not None :]]
-        return tensor_of(rng.standard_normal(dims if first is None else [first, *dims]).astype(np.float32))
+    def noise(type_: relax.TensorType) -> tvm.runtime.Tensor:
+        return tensor_of(rng.standard_normal([int(d) for d in list(type_.shape)]).astype(np.float32))
 
-    data = [tensor_of(x.reshape(shape)), noise(call.args[1].ty), noise(call.args[2].ty), noise(call.ty, len(x))]
+    data = [tensor_of(x.reshape(shape)), noise(call.args[1].ty), noise(call.args[2].ty), tensor_of(dy)]
     table = {name: np.zeros(*each) for name, each in _stream(ops.geometry_of(call), reuse).items()}
     if table:
         table["now"][:] = 1  # the first turn fills the table, those that count find all clusters in it
     tables = [tensor_of(part) for part in (*planes, *table.values())]
     runs: list[Callable[[], object]] = []
     for each, arguments in ((None, data), (reuse, [*data, *tables])):
-        library = build_module(gradient_module(call, each, len(x), input_gradient), target)
+        library = build_module(gradient_module(call, each, len(x), input_gradient, skip_zeros), target)
         main = relax.VirtualMachine(library, tvm.cpu())["main"]
         runs.append(functools.partial(main, *arguments))
     times: list[list[float]] = [[], []]

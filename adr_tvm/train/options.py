@@ -201,7 +201,8 @@ class TrainOptions:
     ) -> LayerReuse:
         try:
             setting = ReuseSetting(granularity, L, H, self.hash, self.scope, table=self.table)  # type: ignore[arg-type]
-            return LayerReuse(setting, gradient, self.reuse == STREAM, self.stream_slots, backward, forward)  # type: ignore[arg-type]
+            stream = self.reuse == STREAM, self.stream_slots
+            return LayerReuse(setting, gradient, *stream, backward, forward)  # type: ignore[arg-type]
         except ValueError as error:
             raise UsageError(f"--stages: {error}") from None
 
@@ -214,8 +215,8 @@ class TrainOptions:
             return
         if self.reuse not in (OFF, FIXED):
             raise UsageError(f"--reuse {self.reuse} cannot go with a plan, which says how every layer reuses")
-        decided = {"--stages": "stages", "--granularity": "granularity", "--hash": "hash", "--scope": "scope", "--table": "table",
-                   "--finish": "finish", "--per-layer": "per_layer", "--last-stage-by": "last_stage_by"}  # fmt: skip
+        decided = {"--stages": "stages", "--granularity": "granularity", "--hash": "hash", "--scope": "scope",
+                   "--table": "table", "--finish": "finish", "--per-layer": "per_layer", "--last-stage-by": "last_stage_by"}  # fmt: skip
         if self.plan is not None:
             decided |= {"--skip": "skip", "--only": "only"}
         given = [flag for flag, name in decided.items() if getattr(self, name) != _DEFAULTS[name]]

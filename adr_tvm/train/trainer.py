@@ -212,7 +212,7 @@ class Trainer:
             found = True
             self._make_planes(batch)
             with self._phases.timed(phases.MEASURE):
-                times = self._engine.measure(self.state, self._controller.stage, layers, batch.x)
+                times = self._engine.measure(self.state, self._controller.stage, layers, batch.x, batch.labels)
             for layer, each in times.items():
                 get_log().info("%s: %.3f ms dense, %.3f ms with reuse", layer, 1e3 * each.dense, 1e3 * each.reuse)
             for layer in self._controller.record(times):
