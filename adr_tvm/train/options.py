@@ -216,7 +216,8 @@ class TrainOptions:
         if self.reuse not in (OFF, FIXED):
             raise UsageError(f"--reuse {self.reuse} cannot go with a plan, which says how every layer reuses")
         decided = {"--stages": "stages", "--granularity": "granularity", "--hash": "hash", "--scope": "scope",
-                   "--table": "table", "--finish": "finish", "--per-layer": "per_layer", "--last-stage-by": "last_stage_by"}  # fmt: skip
+                   "--table": "table", "--finish": "finish", "--per-layer": "per_layer",
+                   "--last-stage-by": "last_stage_by"}  # fmt: skip
         if self.plan is not None:
             decided |= {"--skip": "skip", "--only": "only"}
         given = [flag for flag, name in decided.items() if getattr(self, name) != _DEFAULTS[name]]
