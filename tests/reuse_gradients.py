@@ -20,7 +20,9 @@ BATCH = 3
 
 
 @functools.cache
-def _machine(layer: Layer, input_gradient: str, batch: int, backward_only: bool = False) -> relax.VirtualMachine:
+def _machine(
+    layer: Layer, input_gradient: str, batch: int, backward_only: bool = False, forward_only: bool = False
+) -> relax.VirtualMachine:
     """``main(x, w, bias, planes, thresholds, dy)`` -> (y, ids, dx, dw, dbias), and ``dense(x, w, bias)`` -> y."""
     register_all()
     g, setting = layer.geometry, layer.setting
@@ -46,6 +48,7 @@ def _machine(layer: Layer, input_gradient: str, batch: int, backward_only: bool 
             training=True,
             input_gradient=input_gradient,
             backward_only=backward_only,
+            forward_only=forward_only,
         )
         result = bb.emit(call)
         others = [bb.emit(relax.op.zeros(t.shape, t.dtype)) for t in result.ty.fields[1:]]
@@ -86,6 +89,7 @@ def run(
     dy: np.ndarray,
     input_gradient: str = "averaged",
     backward_only: bool = False,
+    forward_only: bool = False,
 ) -> tuple[np.ndarray, ...]:
     """y, ids and gradients of the kernels; x and dy in four dimensions."""
     g, dense = layer.geometry, layer.rank < 4
@@ -99,7 +103,9 @@ def run(
         *hashing,
         dy.reshape({2: (len(x), g.M), 3: (len(x), g.H, g.M), 4: dy.shape}[layer.rank]),
     ]
-    found = _machine(layer, input_gradient, len(x), backward_only)["main"](*(tvm.runtime.tensor(a) for a in arrays))
+    found = _machine(layer, input_gradient, len(x), backward_only, forward_only)["main"](
+        *(tvm.runtime.tensor(a) for a in arrays)
+    )
     y, ids, dx, dw, dbias = (t.numpy() for t in found)
     return y.reshape(dy.shape), ids, dx.reshape(x.shape), dw.reshape(tensors.w.shape), dbias
 

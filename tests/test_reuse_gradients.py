@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
+from conv_gradients import expected
 from kernel_harness import GEOMETRIES, Layer, sample_input, sample_tensors
 from reuse_gradients import check, run, run_dense
 from tvm import relax
@@ -216,6 +217,26 @@ def test_backward_only(layer, input_gradient):
     y, *_ = check(layer, input_gradient, backward_only=True)
     tensors, x = sample_tensors(layer), sample_input(layer.geometry, len(y), seed=5)
     np.testing.assert_array_equal(y, run_dense(layer, tensors, x))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Layer(GEOMETRIES["asymmetric"], replace(PIXEL, scope="batch", table="int8"), Activation.relu()),
+        Layer(dense_geometry(1, 37, 21), replace(SEGMENT, scope="batch"), Activation.relu(), rank=2),
+    ],
+)
+def test_forward_only(layer):
+    """The result is that of reuse, the gradients those of the dense layer at that result."""
+    g, tensors, x = layer.geometry, sample_tensors(layer), sample_input(layer.geometry, 4, seed=5)
+    dy = np.random.default_rng(2).standard_normal((4, g.OH, g.OW, g.M)).astype(np.float32)
+    reused, *_ = run(layer, tensors, x, dy, "straight-through")
+    y, _, dx, dw, dbias = run(layer, tensors, x, dy, "straight-through", forward_only=True)
+    np.testing.assert_array_equal(y, reused)
+    dz = np.where(y > 0, dy, 0)
+    wanted_dw, wanted_dx = expected(g, x, tensors.w, dz)
+    for found, wanted in ((dw, wanted_dw), (dx, wanted_dx), (dbias, dz.sum((0, 1, 2), dtype=np.float64))):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * max(1.0, np.abs(wanted).max()))
 
 
 def test_backward_only_is_for_training():

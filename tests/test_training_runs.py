@@ -15,11 +15,12 @@ REUSE = {
     "input_gradient": "averaged",
     "stream": False,
     "backward_only": False,
+    "forward_only": False,
 }
-DENSE, REUSED = stage_key({}), stage_key({"conv2": REUSE})
+DENSE, SKIPPING, REUSED = stage_key({}, False), stage_key({}, True), stage_key({"conv2": REUSE}, True)
 TIMES = Times(
-    steps={DENSE: 200.0, REUSED: 90.0, TORCH: 800.0, COMPILED: 400.0},
-    layers={DENSE: 150.0, REUSED: 50.0},
+    steps={DENSE: 200.0, SKIPPING: 150.0, REUSED: 90.0, TORCH: 800.0, COMPILED: 400.0},
+    layers={DENSE: 150.0, SKIPPING: 100.0, REUSED: 50.0},
     planes={REUSED: 1000.0},
 )
 
@@ -45,12 +46,12 @@ def test_time_is_steps_times_their_medians():
     assert (dense.run_s, dense.layers_s, dense.time_to, dense.over_torch) == (4.0, 3.0, 2.0, 4.0)
     # A step with reuse: 90 ms and a hundredth of a fit.
     assert (coarse.steps, coarse.step_ms, coarse.r_c) == (15, 100.0, pytest.approx(0.02))
-    assert (fine.steps, fine.step_ms) == (5, 200.0)
-    assert whole.run_s == pytest.approx(15 * 0.1 + 5 * 0.2)
-    assert whole.run_saved == pytest.approx(1 - 2.5 / 4)
-    assert whole.layers_saved == pytest.approx(1 - (15 * 0.05 + 5 * 0.15) / 3)
-    assert whole.over_torch == pytest.approx(20 * 0.8 / 2.5) and whole.over_compiled == pytest.approx(20 * 0.4 / 2.5)
-    assert whole.accuracies == (0.74, 0.76) and whole.time_to == pytest.approx(2.5)
+    assert (fine.steps, fine.step_ms) == (5, 150.0)  # its gradients skip zeros
+    assert whole.run_s == pytest.approx(15 * 0.1 + 5 * 0.15)
+    assert whole.run_saved == pytest.approx(1 - 2.25 / 4)
+    assert whole.layers_saved == pytest.approx(1 - (15 * 0.05 + 5 * 0.1) / 3)
+    assert whole.over_torch == pytest.approx(20 * 0.8 / 2.25) and whole.over_compiled == pytest.approx(20 * 0.4 / 2.25)
+    assert whole.accuracies == (0.74, 0.76) and whole.time_to == pytest.approx(2.25)
     cells = table([dense, whole, coarse, fine])
     assert cells[1][11] == "75.00% (2: 74.00% to 76.00%)" and cells[2][0] == "  conv2 pixel L=16 H=8 averaged"
 
