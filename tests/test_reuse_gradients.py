@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
-from conv_gradients import expected
+from conv_gradients import expected as dense_gradients
 from kernel_harness import GEOMETRIES, Layer, sample_input, sample_tensors
 from reuse_gradients import check, run, run_dense
 from tvm import relax
@@ -234,7 +234,7 @@ def test_forward_only(layer):
     y, _, dx, dw, dbias = run(layer, tensors, x, dy, "straight-through", forward_only=True)
     np.testing.assert_array_equal(y, reused)
     dz = np.where(y > 0, dy, 0)
-    wanted_dw, wanted_dx = expected(g, x, tensors.w, dz)
+    wanted_dw, wanted_dx = dense_gradients(g, x, tensors.w, dz)
     for found, wanted in ((dw, wanted_dw), (dx, wanted_dx), (dbias, dz.sum((0, 1, 2), dtype=np.float64))):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * max(1.0, np.abs(wanted).max()))
 
