@@ -201,7 +201,7 @@ def test_interrupt(files):
     line = process.stderr.readline()
     assert "measuring" in line
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 130
     assert out == ""
     assert err.splitlines()[-1] == "adr-bench: error: interrupted"
@@ -210,7 +210,7 @@ def test_interrupt(files):
 def test_help_is_fast():
     code = "import sys, adr_tvm.cli.bench as b; b.make_parser().format_help(); assert 'numpy' not in sys.modules"
     start = time.monotonic()
-    assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=900).returncode == 0
     assert time.monotonic() - start < 5  # 0.15 s alone; the test machine may be busy
 
 

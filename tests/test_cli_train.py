@@ -150,6 +150,12 @@ def test_other_bad_input(tmp_path, data, capsys):
         (["--reuse", "fixed", "--stages", "16x8,8x8"], "has one stage"),
         (["--stages", "16x8"], "needs --reuse"),
         (["--reuse", "adaptive", "--stages", "16x8:sideways"], "expected one of averaged, sampled, straight-through"),
+        (
+            ["--reuse", "adaptive", "--stages", "16x8:forward-only:averaged"],
+            "forward-only has the gradients of the dense",
+        ),
+        (["--reuse", "adaptive", "--stages", "16x8:forward-only:backward-only"], "cannot go with backward-only"),
+        (["--reuse", "adaptive", "--table", "int4"], "expected one of float32, bfloat16, int16, int8"),
         (["--epochs", "0"], "--epochs is 0"),
         (["--lr", "-1"], "--lr is -1.0"),
         (["--lr", "nan"], "--lr is nan"),

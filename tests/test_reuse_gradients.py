@@ -141,7 +141,7 @@ def test_the_number_of_threads_never_changes_a_byte():
         )
         for threads in ("1", "2")
     ]
-    outputs = [process.communicate(timeout=300)[0].split()[-1] for process in processes]
+    outputs = [process.communicate(timeout=900)[0].split()[-1] for process in processes]
     assert len(outputs[0]) == 64 and outputs[0] == outputs[1]
 
 

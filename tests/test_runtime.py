@@ -283,4 +283,4 @@ def test_bundles_that_must_not_be_loaded(folder, tmp_path, change, message):
 
 def test_import_of_the_package_is_light():
     code = "import adr_tvm, sys; assert not {'tvm', 'numpy', 'torch', 'onnx'} & set(sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=900).returncode == 0

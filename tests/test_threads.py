@@ -45,7 +45,7 @@ def digests() -> dict[int, dict[str, str]]:
         )
         for threads in (1, 2, 3)
     }
-    outputs = {threads: process.communicate(timeout=300)[0] for threads, process in processes.items()}
+    outputs = {threads: process.communicate(timeout=900)[0] for threads, process in processes.items()}
     assert all(process.returncode == 0 for process in processes.values())
     return {threads: dict(line.split() for line in output.splitlines()) for threads, output in outputs.items()}
 

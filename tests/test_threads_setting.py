@@ -129,5 +129,5 @@ if len(before) > 1:
     else:
         raise SystemExit("not refused")
 """
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900)
     assert found.returncode == 0, found.stderr

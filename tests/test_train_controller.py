@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 
 import numpy as np
@@ -228,6 +228,20 @@ def test_listed_stages_are_taken_as_they_are():
         reuse(10, 12, "straight-through", "segment"),
         None,
     ]
+
+
+def test_forward_only():
+    options = TrainOptions(reuse="adaptive", stages="8x10:forward-only,dense", table="int8")
+    (first, _), forward = ladder(CONV2, options), reuse(8, 10, "straight-through")
+    assert first.reuse == replace(forward, setting=replace(forward.setting, table="int8"), forward_only=True)
+    assert 2 / 3 < first.cost < 1
+
+
+def test_zeros_are_skipped_with_reuse_unless_told():
+    assert [TrainOptions(reuse=reuse).skips_zeros for reuse in ("off", "adaptive")] == [False, True]
+    assert TrainOptions(skip_zeros=True).skips_zeros and TrainOptions(max_drop=0.1).skips_zeros
+    assert not TrainOptions(reuse="adaptive", skip_zeros=False).skips_zeros
+    assert "skip_zeros" not in TrainOptions().curve()
 
 
 def test_strategies():
