@@ -8,14 +8,17 @@ import numpy as np
 import onnx
 import pytest
 import tvm
+from conv_gradients import gradient_module, run_module, sample
 from tvm import relax
 
 from adr_tvm._tvm import cpu_target, tensor_type
 from adr_tvm.build import build_module
+from adr_tvm.geometry import ConvGeometry
 from adr_tvm.gradients import register_all
 from adr_tvm.models.chain import build_chain, he_normal
 from adr_tvm.passes import pipeline
 from adr_tvm.passes.append_updates import STEP, Update
+from adr_tvm.passes.skip_zeros import SkipZeros
 from adr_tvm.settings import ReuseSetting
 from adr_tvm.train.network import TrainingNetwork
 from adr_tvm.train.optimizers import SGD, AdamW
@@ -140,6 +143,18 @@ def test_a_step_gives_what_it_gives_here(name, model, tmp_path):
         assert ours.shape == theirs.shape
         np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-5 * max(1.0, float(np.abs(ours).max())))
     assert any(not np.array_equal(a, b) for a, b in zip(left, values, strict=True))  # something was learned
+
+
+@needs_emulator
+def test_gradients_that_skip_zeros(tmp_path):
+    """As above: both gradients of a convolution of whose dZ a tenth is not zero."""
+    geometry, batch = ConvGeometry(7, 6, 20, 3, 3, 10, padding=(1, 1, 1, 1)), 4
+    x, w, dz = sample(geometry, batch)
+    arrays = [x, w, np.where(np.random.default_rng(1).random(dz.shape) < 0.1, dz, 0)]
+    there = build_module(SkipZeros()(gradient_module(geometry, batch)), aarch64.target())
+    _, found = aarch64.Emulated(there, tmp_path)("main", arrays)
+    for ours, theirs in zip(run_module(gradient_module(geometry, batch), *arrays), found, strict=True):
+        np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-5 * float(np.abs(ours).max()))
 
 
 def test_kernels_without_a_place_in_a_chain_compile_too():
