@@ -204,7 +204,8 @@ def test_ladder_climbs_in_cost_and_fineness():
         costs[each] = training_cost(CONV2, each, 128)
         return costs[each]
 
-    reuses = grid(reuse(1, 1), (16, 8), (8, 10, 12), ("averaged", "straight-through"))
+    gradients = ("averaged", "straight-through")
+    reuses = [each for gradient in gradients for each in grid(reuse(1, 1, gradient), (16, 8), (8, 10, 12))]
     chain = climb(reuses, cost, dense_last=True)
     assert chain[-1] is DENSE and len(chain) > 3
     assert chain[0].reuse == min(costs, key=costs.__getitem__)
@@ -217,7 +218,10 @@ def test_ladder_climbs_in_cost_and_fineness():
 def test_layers_that_cannot_pay_have_no_ladder():
     options = TrainOptions(reuse="adaptive")
     assert ladder(dense_geometry(1, 4096, 384), options) == ()
-    assert ladder(CONV2, options)
+    assert [each.reuse and (each.reuse.setting.L, each.reuse.setting.H, each.reuse.forward_only) for each in
+            ladder(CONV2, options)] == [(8, 10, True), (4, 10, True), None]  # fmt: skip
+    averaged = ladder(CONV2, TrainOptions(reuse="adaptive", input_gradient="averaged", finish="reuse"))
+    assert averaged and all(each.reuse.input_gradient == "averaged" for each in averaged)
 
 
 def test_listed_stages_are_taken_as_they_are():
@@ -247,9 +251,9 @@ def test_zeros_are_skipped_with_reuse_unless_told():
 def test_strategies():
     assert make_controller({"conv2": CONV2}, TrainOptions(), 100).ladders == {}
     fixed = make_controller({"conv2": CONV2}, TrainOptions(reuse="fixed"), 100)
-    assert fixed.finished and fixed.stage == {"conv2": reuse(8, 12)}
+    assert fixed.finished and fixed.stage == {"conv2": replace(reuse(4, 10, "straight-through"), forward_only=True)}
     stream = make_controller({"conv2": CONV2}, TrainOptions(reuse="adaptive+stream"), 100)
-    assert all(each.reuse.stream for each in stream.ladders["conv2"])
+    assert all(each.reuse.stream for each in stream.ladders["conv2"][:-1])
     skipped = make_controller({"conv1": CONV1, "conv2": CONV2}, TrainOptions(reuse="adaptive", only=["conv2"]), 100)
     assert list(skipped.ladders) == ["conv2"]
 

@@ -54,7 +54,7 @@ examples:
   adr-train cifarnet --data cifar10.tgz --reuse adaptive --augment --out run1 --resume
       go on after Ctrl-C or a crash, to the same curve
   adr-train net.onnx --data images/ --reuse fixed --stages 16x10:straight-through
-  adr-train cifarnet --data cifar10.tgz --reuse adaptive --stages 16x8,8x12,dense
+  adr-train cifarnet --data cifar10.tgz --reuse adaptive --stages 8x10:forward-only,dense
 
   adr-train --init net.onnx --plan net-adr/plan.json --data images/ --lr 0.005
       fine-tune: layers reuse in every step as they will when compiled, so a plan
@@ -175,10 +175,12 @@ def _add_reuse_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--input-gradient",
         metavar="|".join(INPUT_GRADIENTS),
-        help="of all stages that do not say (default: averaged, then straight-through as stages of their own)",
+        help="of all stages that do not say (default: averaged for --stages; else only forward passes reuse)",
     )
     group.add_argument(
-        "--finish", metavar="reuse|dense", help="a dense stage after the finest, or none (default: reuse)"
+        "--finish",
+        metavar="reuse|dense",
+        help="a dense stage after the finest, or none, of stages by predicted cost (default: dense)",
     )
     group.add_argument("--refresh-planes", metavar="N", type=int, help="steps between fits of planes (default: 100)")
     group.add_argument(

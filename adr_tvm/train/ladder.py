@@ -1,6 +1,6 @@
 """The candidates of a layer in the order in which training climbs them: each costs more and is finer than the last.
 
-Of a grid of lengths, bits and input gradients the ladder is the chain that starts at the cheapest candidate and goes on
+Of a grid of lengths and bits the ladder is the chain that starts at the cheapest candidate and goes on
 to the cheapest that is finer in the order of the papers: L no longer, H no smaller, the input gradient no coarser.
 Stages that the user lists are taken as they are.
 """
@@ -32,15 +32,9 @@ DENSE = Candidate(None, 1.0)
 Ladder = tuple[Candidate, ...]
 
 
-def grid(base: LayerReuse, lengths: Sequence[int], bits: Sequence[int], gradients: Sequence[str]) -> list[LayerReuse]:
+def grid(base: LayerReuse, lengths: Sequence[int], bits: Sequence[int]) -> list[LayerReuse]:
     """All combinations; what they do not name is as in ``base``."""
-    s = base.setting
-    return [
-        LayerReuse(replace(s, L=L, H=H), gradient, base.stream, base.slots)
-        for L in lengths
-        for H in bits
-        for gradient in gradients
-    ]
+    return [replace(base, setting=replace(base.setting, L=L, H=H)) for L in lengths for H in bits]
 
 
 def climb(reuses: Sequence[LayerReuse], cost: Cost, dense_last: bool) -> Ladder:

@@ -22,8 +22,9 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 LR_SCHEDULES = ("constant", "cosine", "step", "one-cycle", "stable-decay")
 HASHES = ("gaussian", "pca")
 DEFAULT_LR = {"sgd": 0.05, "adam": 1e-3, "adamw": 1e-3}
-DEFAULT_LENGTHS, DEFAULT_BITS = (16, 8), (8, 10, 12)
-DEFAULT_FIXED = "8x12"
+DEFAULT_LENGTHS, DEFAULT_BITS = (16, 8), (8, 10, 12)  # of stages whose gradients reuse too
+FORWARD_LENGTHS, FORWARD_BITS = (8, 4), (10,)  # of those whose forward pass alone reuses
+DEFAULT_FIXED = "4x10:forward-only"
 FIXED_PLANES, REFIT_PLANES, LEARNED_PLANES = "fixed", "refit", "learned"
 PLANE_MODES = (FIXED_PLANES, REFIT_PLANES, LEARNED_PLANES)
 
@@ -57,8 +58,9 @@ class TrainOptions:
             predicted cost.
         granularity, hash, scope: of all stages that do not say otherwise.
         table: type in which products of centroids are kept and added up, of all stages.
-        input_gradient: of all stages; None: chosen, averaged before straight-through; with a plan straight-through.
-        finish: what comes after the finest stage: ``reuse``, or ``dense`` as a last stage.
+        input_gradient: of all stages; None: only forward passes reuse where stages do not say otherwise, with a plan
+            straight-through.
+        finish: what comes after the finest stage of chosen ones: ``dense`` as a last stage, or ``reuse``: nothing.
         per_layer: layers advance one at a time.
         window, improvement, smoothing: of the rule that ends a stage, see `adr_tvm.train.plateau`.
         last_stage_by: share of the run by which the last stage begins, whatever the loss does; None: never forced.
@@ -104,7 +106,7 @@ class TrainOptions:
     scope: str = "batch"
     table: str = "float32"
     input_gradient: str | None = None
-    finish: str = "reuse"
+    finish: str = "dense"
     per_layer: bool = False
     window: int = 200
     improvement: float = 0.02

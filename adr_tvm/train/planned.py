@@ -10,9 +10,9 @@ from adr_tvm.errors import UsageError
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.train.controller import FIXED, OFF, Controller, ControllerState
 from adr_tvm.train.ladder import Cost, Ladder, climb, grid, listed
-from adr_tvm.train.options import DEFAULT_BITS, DEFAULT_LENGTHS, TrainOptions
+from adr_tvm.train.options import DEFAULT_BITS, DEFAULT_LENGTHS, FORWARD_BITS, FORWARD_LENGTHS, TrainOptions
 from adr_tvm.train.profitability import training_cost
-from adr_tvm.train.stage import AVERAGED, SAMPLED, STRAIGHT_THROUGH, LayerReuse, Stage
+from adr_tvm.train.stage import SAMPLED, STRAIGHT_THROUGH, LayerReuse, Stage
 
 
 def make_controller(
@@ -66,10 +66,11 @@ def ladder(geometry: ConvGeometry, options: TrainOptions, first: bool = False) -
     cost = _cost(geometry, options, first)
     if stages := options.listed_stages():
         return listed([None if each is None else _capped(each, geometry) for each in stages], cost)
-    gradients = (AVERAGED, STRAIGHT_THROUGH) if options.input_gradient is None else (options.input_gradient,)
-    if first:
-        gradients = gradients[:1]
-    reuses = grid(options.base, DEFAULT_LENGTHS, DEFAULT_BITS, gradients)
+    if options.input_gradient is None:
+        forward = replace(options.base, input_gradient=STRAIGHT_THROUGH, forward_only=True)
+        reuses = grid(forward, FORWARD_LENGTHS, FORWARD_BITS)
+    else:
+        reuses = grid(options.base, DEFAULT_LENGTHS, DEFAULT_BITS)
     return climb([_capped(each, geometry) for each in reuses], cost, options.finish == "dense")
 
 
