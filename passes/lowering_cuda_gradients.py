@@ -21,6 +21,7 @@ from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.gradients import batch_norm, conv2d, dropout, epilogue, loss, lrn, pooling, resize, reuse
 from adr_tvm.passes.lowering_conv_gradients import te_input_gradient, te_weight_gradient
+from adr_tvm.passes.lowering_cuda_reuse_gradients import lower_reuse_gradients
 from adr_tvm.schedules.cuda.dropout import dropout as dropout_kernel
 from adr_tvm.schedules.cuda.implicit_gemm import implicit_gemm, padded_k, padded_m
 from adr_tvm.schedules.cuda.thread_tile import gemm_tile
@@ -375,8 +376,8 @@ _LOWERED: dict[str, Callable[[relax.BlockBuilder, relax.Call], relax.Expr]] = {
     loss.CROSS_ENTROPY_GRAD: _cross_entropy,
     dropout.DROPOUT: _dropout,
     resize.RESIZE_GRAD: _refused,
-    reuse.GRAD: _refused,
-    reuse.WEIGHT_GRAD: _refused,
+    reuse.GRAD: lower_reuse_gradients,
+    reuse.WEIGHT_GRAD: lower_reuse_gradients,
 }
 
 
