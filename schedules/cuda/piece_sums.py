@@ -15,12 +15,14 @@ from adr_tvm.schedules.cuda.cluster_pieces import ClusterPieces
 
 THREADS = 128
 IN_FLIGHT = 4  # members that are read before they are added
+MEMBERS = 1024  # of a block, whose places are in shared memory
 OUTSIDE = -(1 << 20)  # row of no tap's pixel
 
 
 def _threads_across(layout: ClusterPieces, V: int) -> int:
     """Threads that share the sums of a piece: as many as have work, so that narrow layers have several in a block."""
-    return min(THREADS, 1 << (-(-layout.width // V) - 1).bit_length())
+    least = -(-THREADS * layout.piece // MEMBERS)
+    return min(THREADS, 1 << (max(-(-layout.width // V), least) - 1).bit_length())
 
 
 @functools.cache
