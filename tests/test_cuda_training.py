@@ -12,10 +12,11 @@ from onnx import helper
 from onnx_graphs import make_model, save, weights_of
 from tvm import relax
 
-from adr_tvm._tvm import cpu_target
+from adr_tvm._tvm import cpu_target, tensor_type
 from adr_tvm.build import build_module, code_objects_of
 from adr_tvm.cuda import code_objects as code
 from adr_tvm.geometry import ConvGeometry
+from adr_tvm.gradients import register_all, resize
 from adr_tvm.passes.append_updates import STEP
 from adr_tvm.passes.lowering_cuda_gradients import transposed_geometry
 from adr_tvm.passes.reuse_in_training import hash_shapes
@@ -164,6 +165,25 @@ def test_weight_gradients_in_parts(name, monkeypatch):
         compiled(kernels.weight_gradient.__wrapped__(g, 3))(*given, sums)
         compiled(kernels.sum_parts(parts, w.shape))(sums, dw)
     close(dw.numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "out", "how"),
+    [((5, 4), (10, 7), ("linear", "half_pixel", "")), ((6, 5), (3, 8), ("nearest_neighbor", "asymmetric", "floor"))],
+)
+def test_resizing(size, out, how):
+    """dX = A_H^T dY A_W."""
+    register_all()
+    dy = np.random.default_rng(0).standard_normal((2, *out, 3)).astype(np.float32)
+    readings = [resize.reading(*axis, *how) for axis in zip(size, out, strict=True)]
+    tables = [relax.const(table) for reading in readings for table in resize.gathering(reading)]
+    bb, given = relax.BlockBuilder(), relax.Var("dy", tensor_type(dy.shape))
+    with bb.function("main", [given]):
+        bb.emit_func_output(bb.emit(relax.Call(tvm.ir.Op.get(resize.RESIZE_GRAD), [given, *tables])))
+    with emulated_cuda():
+        (dy_there,) = on_device(dy)
+        found = relax.VirtualMachine(build_module(bb.get(), TARGET), tvm.cuda())["main"](dy_there)
+    close(found.numpy(), np.einsum("yp,byxc,xq->bpqc", readings[0], dy, readings[1]))
 
 
 def test_input_gradients_are_convolutions_without_strides():
