@@ -12,14 +12,12 @@ from onnx import helper
 from onnx_graphs import make_model, save, weights_of
 from tvm import relax
 
-from adr_tvm._tvm import cpu_target, tensor_type
+from adr_tvm._tvm import cpu_target
 from adr_tvm.build import build_module, code_objects_of
 from adr_tvm.cuda import code_objects as code
 from adr_tvm.geometry import ConvGeometry
-from adr_tvm.gradients import register_all, resize
 from adr_tvm.passes.append_updates import STEP
 from adr_tvm.passes.lowering_cuda_gradients import transposed_geometry
-from adr_tvm.passes.reuse_in_training import hash_shapes
 from adr_tvm.reference_gradients import reuse_conv2d_gradients
 from adr_tvm.schedules import dropout
 from adr_tvm.schedules.cuda import dropout as cuda_dropout
@@ -28,7 +26,6 @@ from adr_tvm.settings import ReuseSetting
 from adr_tvm.targets import TARGETS, with_architectures
 from adr_tvm.train.network import TrainingNetwork
 from adr_tvm.train.optimizers import SGD, Adam, AdamW
-from adr_tvm.train.stage import LayerReuse
 from adr_tvm.train.step import step_module
 from tests.test_cuda_kernels import compiled, on_device
 
@@ -38,17 +35,17 @@ BATCH, CLASSES = 4, 5
 def network():
     """Convolutions with strides and without, one by groups, batch norm, LRN, both poolings, a dense layer."""
     nodes = [
-        helper.make_node("Conv", ["x", "w1"], ["a"], name="c1", pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["x", "w1"], ["a"], pads=[1, 1, 1, 1]),
         helper.make_node("BatchNormalization", ["a", "scale", "shift", "mean", "var"], ["b"], epsilon=1e-3),
         helper.make_node("Relu", ["b"], ["c"]),
         helper.make_node("MaxPool", ["c"], ["d"], kernel_shape=[3, 3], strides=[2, 2], pads=[0, 0, 1, 1]),
         helper.make_node("LRN", ["d"], ["e"], size=3, alpha=0.3, beta=0.75, bias=1.0),
-        helper.make_node("Conv", ["e", "w2", "b2"], ["f"], name="c2", strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["e", "w2", "b2"], ["f"], strides=[2, 2], pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["f"], ["g"]),
         helper.make_node("Conv", ["g", "w3", "b3"], ["h"], group=2, pads=[1, 1, 1, 1]),
         helper.make_node("AveragePool", ["h"], ["i"], kernel_shape=[2, 2], strides=[1, 1]),
         helper.make_node("Flatten", ["i"], ["j"]),
-        helper.make_node("Gemm", ["j", "w4", "b4"], ["y"], name="d4", transB=1),
+        helper.make_node("Gemm", ["j", "w4", "b4"], ["y"], transB=1),
     ]
     weights = weights_of(
         w1=(8, 3, 3, 3), w2=(6, 8, 3, 3), b2=(6,), w3=(6, 3, 3, 3), b3=(6,), w4=(CLASSES, 24), b4=(CLASSES,)
@@ -58,12 +55,10 @@ def network():
     return make_model(nodes, {"x": ["N", 3, 12, 12]}, {"y": ["N", CLASSES]}, weights)
 
 
-def run_step(path, target, device, optimizer, orders=(0,), stage=None):
-    """(loss, logits, mean, variance, counts of clusters) of a step, and the parameters and slots that it changed, for
-    orders of threads.
-    """
-    net, stage = TrainingNetwork(path, target), stage or {}
-    mod = step_module(net, stage, optimizer, BATCH, label_smoothing=0.1)
+def run_step(path, target, device, optimizer, orders=(0,)):
+    """(loss, logits, mean, variance) of a step, and the parameters and slots that it changed, for orders of threads."""
+    net = TrainingNetwork(path, target)
+    mod = step_module(net, {}, optimizer, BATCH, label_smoothing=0.1)
     machine = relax.VirtualMachine(build_module(mod, target), device)
     rng = np.random.default_rng(0)
     labels = rng.integers(0, CLASSES, BATCH).astype(np.int32)
@@ -75,40 +70,22 @@ def run_step(path, target, device, optimizer, orders=(0,), stage=None):
         given[variable.name] = initial[name]
         for slot in optimizer.slots:
             given[f"{variable.name}_{slot}"] = rng.standard_normal(net.parameters[name]).astype("float32")
-    for index, (layer, reuse) in enumerate(stage.items()):
-        for name, shape in zip(
-            ("planes", "thresholds"), hash_shapes(net.candidates[layer], reuse.setting), strict=True
-        ):
-            given[f"{name}{index}"] = rng.standard_normal(shape).astype(np.float32)
-    fixed = {"labels", "rate", "count", names[0]} | {
-        name for name in names if name.startswith(("planes", "thresholds"))
-    }
     for order in orders:
         tensors = {name: tvm.runtime.tensor(given[name], device) for name in names}
         with thread_order(order):
             out = machine[STEP](*tensors.values())
-        changed = {name: tensors[name].numpy() for name in names if name not in fixed}
-        yield [each.numpy() for each in list(out)[: 4 + len(stage)]], changed
+        changed = {name: tensors[name].numpy() for name in names if name not in ("labels", "rate", "count", names[0])}
+        yield [each.numpy() for each in list(out)[:4]], changed
 
 
-REUSE = {
-    "c1": LayerReuse(ReuseSetting("segment", L=9, H=3, hash="gaussian")),
-    "c2": LayerReuse(ReuseSetting("pixel", L=4, H=4, hash="gaussian", scope="batch")),
-    "d4": LayerReuse(ReuseSetting("pixel", L=12, H=1, hash="gaussian", scope="batch"), "straight-through"),
-}
-
-
-@pytest.mark.parametrize("stage", [{}, REUSE], ids=["dense", "reuse"])
-def test_a_step(tmp_path, stage):
-    """Loss, logits, statistics, clusters, parameters and the optimizer's state; the same bytes in every order of
-    threads.
-    """
+def test_a_step(tmp_path):
+    """Loss, logits, statistics, parameters and the optimizer's state; the same bytes in every order of threads."""
     path, optimizer = save(network(), tmp_path), SGD(momentum=0.9, nesterov=True, weight_decay=1e-2)
-    ((expected, after),) = run_step(path, cpu_target(), tvm.cpu(), optimizer, stage=stage)
+    ((expected, after),) = run_step(path, cpu_target(), tvm.cpu(), optimizer)
     with emulated_cuda():
-        (found, changed), (_, again) = run_step(path, TARGET, tvm.cuda(), optimizer, ORDERS[:2], stage)
+        (found, changed), (_, again) = run_step(path, TARGET, tvm.cuda(), optimizer, ORDERS[:2])
     assert all(again[name].tobytes() == changed[name].tobytes() for name in changed)
-    assert len(found) == 4 + len(stage)
+    assert len(found) == 4
     for a, b in zip(found, expected, strict=True):
         close(a, b)
     assert changed.keys() == after.keys() and len(after) == 18
@@ -167,25 +144,6 @@ def test_weight_gradients_in_parts(name, monkeypatch):
     close(dw.numpy(), expected)
 
 
-@pytest.mark.parametrize(
-    ("size", "out", "how"),
-    [((5, 4), (10, 7), ("linear", "half_pixel", "")), ((6, 5), (3, 8), ("nearest_neighbor", "asymmetric", "floor"))],
-)
-def test_resizing(size, out, how):
-    """dX = A_H^T dY A_W."""
-    register_all()
-    dy = np.random.default_rng(0).standard_normal((2, *out, 3)).astype(np.float32)
-    readings = [resize.reading(*axis, *how) for axis in zip(size, out, strict=True)]
-    tables = [relax.const(table) for reading in readings for table in resize.gathering(reading)]
-    bb, given = relax.BlockBuilder(), relax.Var("dy", tensor_type(dy.shape))
-    with bb.function("main", [given]):
-        bb.emit_func_output(bb.emit(relax.Call(tvm.ir.Op.get(resize.RESIZE_GRAD), [given, *tables])))
-    with emulated_cuda():
-        (dy_there,) = on_device(dy)
-        found = relax.VirtualMachine(build_module(bb.get(), TARGET), tvm.cuda())["main"](dy_there)
-    close(found.numpy(), np.einsum("yp,byxc,xq->bpqc", readings[0], dy, readings[1]))
-
-
 def test_input_gradients_are_convolutions_without_strides():
     g = ConvGeometry(9, 8, 4, 3, 3, 6, padding=(1, 1, 1, 1), dilation=(2, 2))
     turned = transposed_geometry(g)
@@ -194,18 +152,11 @@ def test_input_gradients_are_convolutions_without_strides():
     assert transposed_geometry(GEOMETRIES["wide_padding"]) is None, "more padding than the window has taps"
 
 
-def test_clusters_that_persist_are_refused(tmp_path):
-    stage = {"c2": LayerReuse(ReuseSetting("pixel", L=4, H=4, hash="gaussian", scope="batch"), stream=True)}
-    mod = step_module(TrainingNetwork(save(network(), tmp_path), TARGET), stage, SGD(), BATCH)
-    with pytest.raises(ValueError, match="c2: clusters that persist over batches have no kernels for CUDA"):
-        build_module(mod, TARGET)
-
-
 @pytest.mark.skipif(not code.has_compiler(), reason="no NVRTC and no nvcc")
 def test_a_step_compiles(tmp_path):
     net = TrainingNetwork(save(network(), tmp_path), TARGET)
-    mod = step_module(net, REUSE, SGD(), BATCH)
-    with code_objects_of(with_architectures(TARGETS["cuda"], "sm_75,sm_90")) as used:
+    mod = step_module(net, {}, SGD(), BATCH)
+    with code_objects_of(with_architectures(TARGETS["cuda"], "sm_80")) as used:
         build_module(mod, TARGET)
     (gradient, *_) = [each for each in used if each.kernel.startswith("adr_weight_gradient")]
     assert gradient.spills == gradient.stack == 0 and gradient.registers <= 128
