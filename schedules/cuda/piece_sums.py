@@ -34,7 +34,7 @@ def piece_sums(layout: ClusterPieces) -> tirx.PrimFunc:
         int32 [groups, 2], round int32 [2], of segments and of pieces, and the output table float32 [U, together, rows,
         taps M], of which rows behind the last piece are not written.
     """
-    g, R = layout.geometry, layout.piece
+    g, R = layout.geometry, -(-layout.piece // IN_FLIGHT) * IN_FLIGHT
     OH, OW, M, KW = g.OH, g.OW, g.M, g.KW
     (SH, SW), (DH, DW), (_, PL, _, PR) = g.strides, g.dilation, g.padding
     pixel = layout.setting.granularity == "pixel"
@@ -82,7 +82,7 @@ def piece_sums(layout: ClusterPieces) -> tirx.PrimFunc:
                 base = T.alloc_buffer((each * R,), "int32", scope="shared")
                 total = T.alloc_buffer((V,), "float32", scope="local")
                 values = T.alloc_buffer((IN_FLIGHT * V,), "float32", scope="local")
-                where = T.alloc_buffer((2,), "int32", scope="local")
+                where = T.alloc_buffer((3,), "int32", scope="local")
                 begin = T.alloc_buffer((1,), "int32", scope="local")
                 many = T.alloc_buffer((1,), "int32", scope="local")
                 u = T.meta_var(block // (together * down * parts))
@@ -105,6 +105,8 @@ def piece_sums(layout: ClusterPieces) -> tirx.PrimFunc:
                     j = T.meta_var(e * across + t % across)
                     if j < R:
                         row[slot * R + j] = OUTSIDE
+                        column[slot * R + j] = 0
+                        base[slot * R + j] = 0
                         if j < many[0]:
                             n = T.meta_var(members[q, begin[0] + j])
                             found = T.meta_var(place(u * G + n // size, n % size))
@@ -117,12 +119,13 @@ def piece_sums(layout: ClusterPieces) -> tirx.PrimFunc:
                         total[v] = T.float32(0)
                     for step in range((many[0] + (IN_FLIGHT - 1)) // IN_FLIGHT):
                         for e in T.unroll(IN_FLIGHT):
-                            at = T.meta_var(slot * R + T.min(step * IN_FLIGHT + e, R - 1))
+                            at = T.meta_var(slot * R + step * IN_FLIGHT + e)
                             where[0] = row[at]
                             where[1] = column[at]
+                            where[2] = base[at]
                             found = T.meta_var(read_by(where[0], where[1], k // M))
-                            if T.And(step * IN_FLIGHT + e < many[0], found[2]):
-                                entry = T.meta_var(T.cast(base[at] + found[0] * OW + found[1], "int64") * M + k % M)
+                            if found[2]:
+                                entry = T.meta_var(T.cast(where[2] + found[0] * OW + found[1], "int64") * M + k % M)
                                 for v in T.vectorized(V):
                                     values[e * V + v] = flat_z[entry + v]
                             else:
