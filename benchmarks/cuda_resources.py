@@ -3,7 +3,8 @@
     python -m benchmarks.cuda_resources [--arch SM,...] [--layer NAME ...] [--dtype NAME] [--kernel PATTERN]
 
 Needs no GPU: the numbers are the assembler's. Layers are compiled at batch 32, dense and with reuse of rows (8 bits,
-`exact`), pixels and segments (8 bits; in fp32). Kernels that several layers share are listed with each. With a
+`exact`), pixels and segments (8 bits; in fp32), and the backward passes of those with bits, whose clusters are those of
+the batch. Kernels that several layers share are listed with each. With a
 disassembler (`benchmarks/sass.py`) the last column tells how many instructions of the inner loop are products: `HMMA`
 of tensor cores, else `FFMA`.
 """
@@ -14,6 +15,7 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -27,7 +29,7 @@ from adr_tvm.precision import Precision
 from adr_tvm.report.text_table import Heading, print_table, results_console
 from adr_tvm.settings import ReuseSetting
 from adr_tvm.targets import TargetEntry
-from benchmarks.layer_module import layer_module
+from benchmarks.layer_module import gradient_module, layer_module
 from benchmarks.sass import find_nvdisasm, products_of
 
 BATCH = 32
@@ -72,6 +74,13 @@ def resources_of(
     return list(used)
 
 
+def gradient_resources_of(geometry: ConvGeometry, setting: ReuseSetting, entry: TargetEntry) -> list[Resources]:
+    """The same for the backward pass of a layer that reuses."""
+    with code_objects_of(entry) as used:
+        build_module(gradient_module(geometry, BATCH, setting), entry.make(None))
+    return list(used)
+
+
 def _products(used: Resources, nvdisasm: str | None) -> str:
     """Products among the instructions of the inner loop, such as "32 of 123"."""
     found = None if nvdisasm is None or not used.code else products_of(used.code, used.kernel, nvdisasm)
@@ -87,8 +96,12 @@ def rows_of(
         for setting in SETTINGS:
             if precision is not None and setting is not None and setting.granularity != "row":
                 continue  # fp32 only
-            for used in resources_of(LAYERS[layer], setting, entry, precision):
-                kind = "" if setting is None or setting.granularity != "row" else f" ({setting.hash})"
+            kind = "" if setting is None or setting.granularity != "row" else f" ({setting.hash})"
+            found = [(used, kind) for used in resources_of(LAYERS[layer], setting, entry, precision)]
+            if precision is None and setting is not None and setting.hash != "exact":
+                trained = gradient_resources_of(LAYERS[layer], replace(setting, scope="batch"), entry)
+                found += [(used, f" ({setting.granularity})") for used in trained]
+            for used, kind in found:
                 kernel = used.kernel.removeprefix("adr_").removesuffix("_kernel") + kind
                 numbers = (used.registers, used.spills, used.stack, used.shared)
                 if re.search(pattern, kernel):

@@ -12,20 +12,23 @@ from tvm import relax, te, tirx
 from adr_tvm import ops
 from adr_tvm._tvm import static_shape, tensor_type
 from adr_tvm.passes.lowering_cuda_calls import TYPICAL_BATCH, KernelCalls, packed_weights
+from adr_tvm.passes.lowering_cuda_dense import lower_dense
 from adr_tvm.passes.lowering_cuda_vectors import VectorLowering
 from adr_tvm.passes.lowering_dense import image_of, prepared
-from adr_tvm.passes.lowering_tensor_cores import dense_on_tensor_cores, rows_on_tensor_cores
+from adr_tvm.passes.lowering_tensor_cores import rows_on_tensor_cores
 from adr_tvm.schedules.cluster import capacity, units
 from adr_tvm.schedules.cuda.copy_rows import copy_rows
 from adr_tvm.schedules.cuda.grouped_conv2d import grouped_conv2d
-from adr_tvm.schedules.cuda.implicit_gemm import implicit_gemm, implicit_gemm_of_rows
+from adr_tvm.schedules.cuda.implicit_gemm import implicit_gemm_of_rows
 from adr_tvm.schedules.cuda.key_table import insert_keys, table_size
 from adr_tvm.schedules.cuda.prefix_sum import blocks_of
+from adr_tvm.schedules.cuda.row_clusters import number_rows, row_ids
 from adr_tvm.schedules.cuda.row_keys import MANY_ROWS, padded_entries, padded_planes, row_keys
 from adr_tvm.schedules.cuda.row_list import count_rows, list_rows
-from adr_tvm.schedules.cuda.row_means import row_means
+from adr_tvm.schedules.cuda.row_means import numbered_row_means, row_means
 from adr_tvm.schedules.cuda.row_table import guard_rows, match_rows
 from adr_tvm.schedules.cuda.thread_tile import gemm_tile
+from adr_tvm.schedules.cuda.vector_match import count_vectors
 
 
 def lower_call(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -36,34 +39,18 @@ def lower_call(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
         call: call of one of the operators in ``adr_tvm/ops.py``.
 
     Raises:
-        ValueError: reuse with integer tables, or in training.
+        ValueError: reuse with integer tables, or with clusters that persist over batches.
     """
     if call.op.name == ops.GROUPED_CONV2D:
         dtype = str(ops.output_type(call).dtype)
         kernel = grouped_conv2d(ops.geometry_of(call), ops.groups_of(call), ops.activation_of(call), dtype)
         return relax.call_tir(bb.add_func(kernel, "adr_grouped_conv2d"), list(call.args), ops.output_type(call))
     if call.op.name in ops.REUSE_OPS:
-        if ops.is_training(call):
-            raise ValueError(f"{ops.layer_name(call)}: reuse in training has no kernels for CUDA")
+        if ops.is_streaming(call):
+            raise ValueError(f"{ops.layer_name(call)}: clusters that persist over batches have no kernels for CUDA")
         rows = ops.setting_of(call).granularity == "row"
         return (_RowLowering if rows else VectorLowering)(bb, call).lower()
-    return _lower_dense(bb, call)
-
-
-def _lower_dense(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    g, x, out = ops.geometry_of(call), image_of(bb, call), ops.output_type(call)
-    rows = g.rows * (static_shape(x)[0] or TYPICAL_BATCH)
-    residual = call.op.name == ops.CONV2D_ADD
-    if ops.precision_of(call) is None:
-        tile = gemm_tile(rows, g.M)
-        kernel = implicit_gemm(g, ops.activation_of(call), tile, residual)
-        weights = packed_weights(bb, call, tile)
-    else:
-        kernel, weights = dense_on_tensor_cores(bb, call, rows, residual)
-    image = tensor_type([x.ty.shape[0], g.OH, g.OW, g.M], str(out.dtype))
-    args = [x, *weights, *call.args[3:]]
-    y = relax.call_tir(bb.add_func(kernel, "adr_conv2d"), args, image)
-    return relax.op.reshape(bb.emit(y), out.shape) if call.op.name == ops.DENSE else y
+    return lower_dense(bb, call)
 
 
 class _RowLowering(KernelCalls):
@@ -72,7 +59,7 @@ class _RowLowering(KernelCalls):
         self.call, self.geometry, self.setting = call, ops.geometry_of(call), ops.setting_of(call)
 
     def lower(self) -> relax.Expr:
-        """(y, stats)."""
+        """(y, stats); in training (y, stats, ids, centroids)."""
         g, setting = self.geometry, self.setting
         x = image_of(self.bb, self.call)
         B, typical = x.ty.shape[0], static_shape(x)[0] or TYPICAL_BATCH
@@ -96,11 +83,17 @@ class _RowLowering(KernelCalls):
         (counts,) = self.outputs("count", count_rows(), [lead, last], [blocks])
         listed = [every, every, every, tensor_type([2], "int32")]
         work, source, shared, totals = self.outputs("list", list_rows(setting), [lead, last, counts], listed)
-        means = []
-        if not exact:
+        means: list[relax.Expr] = []
+        saved: list[relax.Expr] = []
+        if ops.is_training(self.call):
+            ids, centroids, source, *means = self._numbered(x, lead, slot, last, work, totals)
+            saved = [ids, centroids]
+        elif not exact:
             cap = capacity(setting, N if setting.scope == "batch" else g.rows)
             out = [tensor_type([U * cap, g.K], dtype)]
             means = self.outputs("means", row_means(g, setting, dtype), [x, lead, last, shared, totals], out)
+        if ops.is_backward_only(self.call):
+            return relax.Tuple([lower_dense(self.bb, ops.without_reuse(self.call)), stats, *saved])
         if ops.precision_of(self.call) is None:
             tile = gemm_tile(g.rows * typical, g.M)
             kernel = implicit_gemm_of_rows(g, ops.activation_of(self.call), tile, setting)
@@ -113,7 +106,35 @@ class _RowLowering(KernelCalls):
         (y,) = self.outputs("copy", copy_rows(g, setting, dtype), [lead, y], [image], [1])
         if self.call.op.name == ops.REUSE_DENSE:
             y = self.bb.emit(relax.op.reshape(y, ops.output_type(self.call).shape))
-        return relax.Tuple([y, stats])
+        return relax.Tuple([y, stats, *saved])
+
+    def _numbered(
+        self,
+        x: relax.Expr,
+        lead: relax.Expr,
+        slot: relax.Expr,
+        last: relax.Expr,
+        work: relax.Expr,
+        totals: relax.Expr,
+    ) -> list[relax.Expr]:
+        """ids [U, N], centroids [U, capacity, K]; which of them each listed row stands for, and [U capacity, K]."""
+        g, setting, batch = self.geometry, self.setting, static_shape(x)[0]
+        if batch is None:
+            raise ValueError(f"{ops.layer_name(self.call)}: training needs a batch of known size")
+        U, G = units(setting, batch)
+        N = G * g.rows
+        cap = capacity(setting, N)
+        words, every = tensor_type([U, N], "int32"), tensor_type([U * N], "int32")
+        (counted,) = self.outputs(
+            "count_clusters", count_vectors(), [lead, slot], [tensor_type([U, blocks_of(N)], "int32")]
+        )
+        numbers = [words, tensor_type([U, cap], "int32"), tensor_type([U], "int32")]
+        ranks, firsts, clusters = self.outputs("number", number_rows(), [lead, slot, counted], numbers)
+        given = [lead, slot, ranks, work, totals, firsts]
+        ids, source = self.outputs("ids", row_ids(), given, [words, every])
+        kernel, out = numbered_row_means(g, setting, batch), tensor_type([U * cap, g.K])
+        (means,) = self.outputs("means", kernel, [x, lead, last, firsts, clusters], [out])
+        return [ids, self.bb.emit(relax.op.reshape(means, relax.ShapeExpr([U, cap, g.K]))), source, means]
 
     def _planes(self) -> tuple[relax.Expr, relax.Expr]:
         """Planes [K, H] in the order (KH, KW, C) of the kernels' rows, and thresholds [H], padded."""

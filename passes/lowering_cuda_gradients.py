@@ -21,6 +21,7 @@ from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.gradients import batch_norm, conv2d, dropout, epilogue, loss, lrn, pooling, resize, reuse
 from adr_tvm.passes.lowering_conv_gradients import te_input_gradient, te_weight_gradient
+from adr_tvm.passes.lowering_cuda_reuse_gradients import lower_reuse_gradients
 from adr_tvm.schedules.cuda.dropout import dropout as dropout_kernel
 from adr_tvm.schedules.cuda.implicit_gemm import implicit_gemm, padded_k, padded_m
 from adr_tvm.schedules.cuda.thread_tile import gemm_tile
@@ -355,8 +356,18 @@ def _dropout(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     return relax.op.reshape(y, relax.ShapeExpr(list(shape)))
 
 
-def _refused(_bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    raise ValueError(f"{str(call.op.name).removeprefix('relax.')} has no kernels for CUDA")
+def _resize_grad(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    (B, _, _, C), (H, taps), (W, across) = (static_shape(call.args[i]) for i in (0, 1, 3))
+
+    def te_gradient(dy: te.Tensor, ph: te.Tensor, fh: te.Tensor, pw: te.Tensor, fw: te.Tensor) -> te.Tensor:
+        i, j = _axes(taps, across)
+
+        def entry(b, y, x, c):
+            return te.sum(fh[y, i] * fw[x, j] * dy[b, ph[y, i], pw[x, j], c], axis=[i, j])
+
+        return te.compute([tirx.const(n, "int64") for n in (B, H, W, C)], entry, name="resize_gradient")
+
+    return bb.call_te(te_gradient, *call.args, primfunc_name_hint="adr_resize_gradient")
 
 
 _LOWERED: dict[str, Callable[[relax.BlockBuilder, relax.Call], relax.Expr]] = {
@@ -374,9 +385,9 @@ _LOWERED: dict[str, Callable[[relax.BlockBuilder, relax.Call], relax.Expr]] = {
     loss.CROSS_ENTROPY: _cross_entropy,
     loss.CROSS_ENTROPY_GRAD: _cross_entropy,
     dropout.DROPOUT: _dropout,
-    resize.RESIZE_GRAD: _refused,
-    reuse.GRAD: _refused,
-    reuse.WEIGHT_GRAD: _refused,
+    resize.RESIZE_GRAD: _resize_grad,
+    reuse.GRAD: lower_reuse_gradients,
+    reuse.WEIGHT_GRAD: lower_reuse_gradients,
 }
 
 
@@ -390,11 +401,7 @@ class _Lowerer(PyExprMutator):
 
 @tvm.transform.module_pass(opt_level=0, name="LowerCudaGradients")
 class LowerCudaGradients:
-    """See the module; in the scope of the target.
-
-    Raises:
-        ValueError: an operator of training has no kernels for CUDA.
-    """
+    """See the module; in the scope of the target."""
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Lower every Relax function."""

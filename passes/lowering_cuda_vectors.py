@@ -2,7 +2,7 @@
 
 Keys, hash table, prefix sum, ids and sums, centroids; then rounds of a few segments each: the table of their products,
 and the gather-add. Like with ``row``, how many clusters there are stays on the GPU. Ids, centroids and counts have the
-form that the kernels for processors give them, so training finds what it knows.
+form that the kernels for processors give them; training takes ids and centroids on to the backward pass.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from tvm import relax
 from adr_tvm import ops
 from adr_tvm._tvm import static_shape, tensor_type
 from adr_tvm.passes.lowering_cuda_calls import TYPICAL_BATCH, KernelCalls, packed_weights
+from adr_tvm.passes.lowering_cuda_dense import lower_dense
 from adr_tvm.passes.lowering_dense import image_of, prepared
 from adr_tvm.schedules.cluster import SPARE_CENTROIDS, capacity, units
 from adr_tvm.schedules.cuda.bfloat16 import is_packed
@@ -45,13 +46,16 @@ class VectorLowering(KernelCalls):
             raise ValueError(f"{ops.layer_name(call)}: table={self.setting.table} has no kernels for CUDA")
 
     def lower(self) -> relax.Expr:
-        """(y, stats)."""
+        """(y, stats); in training (y, stats, ids, centroids)."""
         x = image_of(self.bb, self.call)
         ids, centroids, counts, stats = self._cluster(x)
+        saved = [ids, centroids] if ops.is_training(self.call) else []
+        if ops.is_backward_only(self.call):
+            return relax.Tuple([lower_dense(self.bb, ops.without_reuse(self.call)), stats, *saved])
         y = self._multiply(x, ids, centroids, counts, stats)
         if self.call.op.name == ops.REUSE_DENSE:
             y = self.bb.emit(relax.op.reshape(y, ops.output_type(self.call).shape))
-        return relax.Tuple([y, stats])
+        return relax.Tuple([y, stats, *saved])
 
     def _cluster(self, x: relax.Expr) -> list[relax.Expr]:
         """ids, centroids, counts and stats, as of ``schedules/cluster.py``."""

@@ -10,7 +10,7 @@ from kernel_harness import Layer, Tensors, close, sample_input, sample_tensors
 from tvm import relax
 
 from adr_tvm import ops
-from adr_tvm._tvm import cpu_target, tensor_type
+from adr_tvm._tvm import cpu_target, is_cuda, tensor_type
 from adr_tvm.build import build_module
 from adr_tvm.gradients import register_all, reuse
 from adr_tvm.reference_gradients import activation_gradient, reuse_conv2d_gradients
@@ -21,9 +21,27 @@ BATCH = 3
 
 @functools.cache
 def _machine(
-    layer: Layer, input_gradient: str, batch: int, backward_only: bool = False, forward_only: bool = False
+    layer: Layer,
+    input_gradient: str,
+    batch: int,
+    backward_only: bool = False,
+    forward_only: bool = False,
+    target: tvm.target.Target | None = None,
 ) -> relax.VirtualMachine:
     """``main(x, w, bias, planes, thresholds, dy)`` -> (y, ids, dx, dw, dbias), and ``dense(x, w, bias)`` -> y."""
+    mod = training_module(layer, input_gradient, batch, backward_only, forward_only)
+    target = target or cpu_target(layer.mcpu)
+    return relax.VirtualMachine(build_module(mod, target), _device(target))
+
+
+def _device(target: tvm.target.Target | None) -> tvm.runtime.Device:
+    return tvm.cuda() if is_cuda(target) else tvm.cpu()
+
+
+def training_module(
+    layer: Layer, input_gradient: str, batch: int, backward_only: bool = False, forward_only: bool = False
+) -> tvm.IRModule:
+    """What ``_machine`` runs."""
     register_all()
     g, setting = layer.geometry, layer.setting
     S, L = g.segments(setting), g.vector_length(setting)
@@ -58,8 +76,7 @@ def _machine(
     x, w, bias = (relax.Var(name, tensor_type(shapes[name])) for name in ("x", "w", "bias"))
     with bb.function("dense", [x, w, bias]):
         bb.emit_func_output(bb.emit(_dense_call(layer, x, w, bias)))
-    target = cpu_target(layer.mcpu)
-    return relax.VirtualMachine(build_module(bb.get(), target), tvm.cpu())
+    return bb.get()
 
 
 def _dense_call(layer: Layer, x: relax.Var, w: relax.Var, bias: relax.Var) -> relax.Call:
@@ -70,7 +87,7 @@ def _dense_call(layer: Layer, x: relax.Var, w: relax.Var, bias: relax.Var) -> re
     return ops.conv2d(x, w, bias, name="layer", activation=layer.activation, **shape)
 
 
-def run_dense(layer: Layer, tensors: Tensors, x: np.ndarray) -> np.ndarray:
+def run_dense(layer: Layer, tensors: Tensors, x: np.ndarray, target: tvm.target.Target | None = None) -> np.ndarray:
     """y of the dense layer, in four dimensions."""
     g, dense = layer.geometry, layer.rank < 4
     arrays = [
@@ -78,7 +95,8 @@ def run_dense(layer: Layer, tensors: Tensors, x: np.ndarray) -> np.ndarray:
         tensors.w.reshape(g.C, g.M) if dense else tensors.w,
         tensors.bias,
     ]
-    y = _machine(layer, "averaged", len(x))["dense"](*(tvm.runtime.tensor(a) for a in arrays))
+    machine, device = _machine(layer, "averaged", len(x), False, target), _device(target)
+    y = machine["dense"](*(tvm.runtime.tensor(a, device) for a in arrays))
     return y.numpy().reshape(len(x), g.OH, g.OW, g.M)
 
 
@@ -90,8 +108,9 @@ def run(
     input_gradient: str = "averaged",
     backward_only: bool = False,
     forward_only: bool = False,
+    target: tvm.target.Target | None = None,
 ) -> tuple[np.ndarray, ...]:
-    """y, ids and gradients of the kernels; x and dy in four dimensions."""
+    """y, ids and gradients of the kernels; x and dy in four dimensions. ``target``: None is this processor."""
     g, dense = layer.geometry, layer.rank < 4
     hashing = [tensors.planes, tensors.thresholds]
     if layer.setting.hash == "exact":
@@ -103,9 +122,8 @@ def run(
         *hashing,
         dy.reshape({2: (len(x), g.M), 3: (len(x), g.H, g.M), 4: dy.shape}[layer.rank]),
     ]
-    found = _machine(layer, input_gradient, len(x), backward_only, forward_only)["main"](
-        *(tvm.runtime.tensor(a) for a in arrays)
-    )
+    machine = _machine(layer, input_gradient, len(x), backward_only, forward_only, target)
+    found = machine["main"](*(tvm.runtime.tensor(a, _device(target)) for a in arrays))
     y, ids, dx, dw, dbias = (t.numpy() for t in found)
     return y.reshape(dy.shape), ids, dx.reshape(x.shape), dw.reshape(tensors.w.shape), dbias
 
@@ -127,12 +145,13 @@ def check(
     tensors: Tensors | None = None,
     batch: int = BATCH,
     backward_only: bool = False,
+    target: tvm.target.Target | None = None,
 ) -> tuple[np.ndarray, ...]:
     """Run a layer and compare its gradients with the reference; returns what ``run`` does."""
     g, tensors = layer.geometry, tensors or sample_tensors(layer)
     x = sample_input(g, batch, seed=5) if x is None else x
     dy = np.random.default_rng(6).standard_normal((batch, g.OH, g.OW, g.M)).astype(np.float32)
-    found = run(layer, tensors, x, dy, input_gradient, backward_only)
+    found = run(layer, tensors, x, dy, input_gradient, backward_only, target)
     y, ids, dx, dw, dbias = found
     dz = activation_gradient(y, dy, layer.activation)
     own = ids_of(layer, ids, batch)

@@ -108,7 +108,7 @@ def match_vectors(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFun
 
 
 @T.inline
-def _count_own(lead, slot, own, q, first, N):
+def count_own(lead, slot, own, q, first, N):
     """own [1] of a thread: representatives with a key among its vectors."""
     own[0] = 0
     for i in range(EACH):
@@ -140,7 +140,7 @@ def count_vectors() -> tirx.PrimFunc:
                 own = T.alloc_buffer((1,), "int32", scope="local")
                 q = T.meta_var(T.cast(block, "int64") // blocks_of(N))
                 bx = T.meta_var(T.cast(T.cast(block, "int64") % blocks_of(N), "int32"))
-                _count_own(lead, slot, own, q, bx * BLOCK + t * EACH, T.cast(N, "int32"))
+                count_own(lead, slot, own, q, bx * BLOCK + t * EACH, T.cast(N, "int32"))
                 _count_block(own, total, flat_counted, T.cast(block, "int64"), t)
 
     return kernel
@@ -185,7 +185,7 @@ def number_vectors(geometry: ConvGeometry, setting: ReuseSetting) -> tirx.PrimFu
                 first = T.meta_var(bx * BLOCK + t * EACH)
                 if T.And(T.And(q % S == 0, bx == 0), t == 0):
                     stats[q // S, 1] = T.if_then_else(stats[q // S, 0] <= limit, 1, 0)
-                _count_own(lead, slot, own, q, first, T.cast(N, "int32"))
+                count_own(lead, slot, own, q, first, T.cast(N, "int32"))
                 _entries_before(own, flat_counted, q * blocks_of(N), bx, before, sums, held, t)
                 for i in range(EACH):
                     if first + i < T.cast(N, "int32"):
