@@ -95,7 +95,7 @@ def run_dense(layer: Layer, tensors: Tensors, x: np.ndarray, target: tvm.target.
         tensors.w.reshape(g.C, g.M) if dense else tensors.w,
         tensors.bias,
     ]
-    machine, device = _machine(layer, "averaged", len(x), False, target), _device(target)
+    machine, device = _machine(layer, "averaged", len(x), False, False, target), _device(target)
     y = machine["dense"](*(tvm.runtime.tensor(a, device) for a in arrays))
     return y.numpy().reshape(len(x), g.OH, g.OW, g.M)
 
@@ -151,7 +151,7 @@ def check(
     g, tensors = layer.geometry, tensors or sample_tensors(layer)
     x = sample_input(g, batch, seed=5) if x is None else x
     dy = np.random.default_rng(6).standard_normal((batch, g.OH, g.OW, g.M)).astype(np.float32)
-    found = run(layer, tensors, x, dy, input_gradient, backward_only, target)
+    found = run(layer, tensors, x, dy, input_gradient, backward_only, target=target)
     y, ids, dx, dw, dbias = found
     dz = activation_gradient(y, dy, layer.activation)
     own = ids_of(layer, ids, batch)
