@@ -21,6 +21,7 @@ from adr_tvm.activation import Activation
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.gradients import batch_norm, conv2d, dropout, epilogue, loss, lrn, pooling, resize, reuse
 from adr_tvm.passes.lowering_conv_gradients import te_input_gradient, te_weight_gradient
+from adr_tvm.passes.lowering_tensor_cores import input_gradient_on_tensor_cores
 from adr_tvm.schedules.cuda.dropout import dropout as dropout_kernel
 from adr_tvm.schedules.cuda.implicit_gemm import implicit_gemm, padded_k, padded_m
 from adr_tvm.schedules.cuda.thread_tile import gemm_tile
@@ -77,7 +78,7 @@ def _dw(bb: relax.BlockBuilder, call: relax.Call, x: relax.Expr, dz: relax.Expr)
             lambda a, b: te_weight_gradient(a, b, g, groups), x, dz, primfunc_name_hint="adr_weight_gradient"
         )
     parts, _ = parts_of(g, batch)
-    kernel = bb.add_func(weight_gradient(g, batch), "adr_weight_gradient")
+    kernel = bb.add_func(weight_gradient(g, batch, str(x.ty.dtype)), "adr_weight_gradient")
     sums = bb.emit(relax.call_tir(kernel, [x, dz], tensor_type([parts, g.K, g.M])))
     shape = (g.KH, g.KW, g.C, g.M)
     return relax.call_tir(bb.add_func(sum_parts(parts, shape), "adr_sum_parts"), [sums], tensor_type(shape))
@@ -96,11 +97,16 @@ def transposed_geometry(g: ConvGeometry) -> ConvGeometry | None:
 
 def _input_grad(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     batch, g, groups = conv2d.gradient_geometry(call)
+    dtype = str(call.args[0].ty.dtype)
     turned = transposed_geometry(g) if groups == 1 else None
     if turned is None:
         return bb.call_te(
             lambda a, b: te_input_gradient(a, b, g, groups), *call.args, primfunc_name_hint="adr_input_gradient"
         )
+    out = tensor_type([batch, g.H, g.W, g.C], dtype)
+    if dtype != "float32":
+        half, weights = input_gradient_on_tensor_cores(bb, turned, call.args[1], turned.rows * batch)
+        return relax.call_tir(bb.add_func(half, "adr_input_gradient"), [call.args[0], *weights], out)
     tile = gemm_tile(turned.rows * batch, turned.M)
     Kp, Mp = padded_k(turned, tile), padded_m(turned, tile)
 
@@ -116,7 +122,6 @@ def _input_grad(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     dz, w = call.args
     packed = bb.emit_te(te_turn, w, primfunc_name_hint="adr_turn_weights")
     kernel = bb.add_func(implicit_gemm(turned, Activation(), tile), "adr_input_gradient")
-    out = tensor_type([batch, g.H, g.W, g.C])
     return relax.call_tir(kernel, [dz, packed, relax.const(np.zeros(Mp, np.float32))], out)
 
 
