@@ -7,6 +7,7 @@ import functools
 from tvm import tirx
 from tvm.script import tirx as T
 
+from adr_tvm.schedules.finite_check import EXPONENT, exponent
 from adr_tvm.schedules.optimizer_update import CONTROL, GO_ON
 
 THREADS = 256
@@ -24,7 +25,7 @@ def finite_check(size: int) -> tirx.PrimFunc:
         for block in T.thread_binding(-(-size // THREADS), "blockIdx.x"):
             for t in T.thread_binding(THREADS, "threadIdx.x"):
                 if block * THREADS + t < size:
-                    if T.float32(0) * G[block * THREADS + t] != T.float32(0):
+                    if exponent(G[block * THREADS + t]) == T.uint32(EXPONENT):
                         C[GO_ON] = T.float32(0)
 
     return kernel
