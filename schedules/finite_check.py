@@ -1,7 +1,7 @@
 """Whether every entry of a gradient is finite: where one is not, ``control`` says that nothing is to be changed.
 
-``control`` is that of ``schedules/optimizer_update.py``. An entry is NaN or Inf where its exponent is the largest, which
-is told from its bits: TVM takes 0 x for 0.
+``control`` is that of ``schedules/optimizer_update.py``. An entry is NaN or Inf where its exponent is the largest, as
+its bits tell: TVM takes 0 x for 0.
 """
 
 from __future__ import annotations
