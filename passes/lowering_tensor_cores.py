@@ -47,7 +47,8 @@ def input_gradient_on_tensor_cores(
         turned: that convolution: it has M channels and makes C.
         rows: of dX.
     """
-    (precision,) = [each for each in PRECISIONS.values() if each.storage == str(w.ty.dtype)]
+    precision = precision_of(w)
+    assert precision is not None
     tile = tensor_tile(rows, turned.M, whole_units(turned, precision.storage))
     K, C, M = turned.K, turned.M, turned.C
     Kp, Mp = padded_k(turned, tile, precision), padded_m(turned, tile)
@@ -65,6 +66,11 @@ def input_gradient_on_tensor_cores(
     packed = bb.emit_te(te_turn, w, primfunc_name_hint="adr_turn_weights")
     bias = relax.const(np.zeros(Mp, np.float32))
     return tensor_gemm(turned, Activation(), tile, precision, residual=False), (packed, bias)
+
+
+def precision_of(tensor: relax.Expr) -> Precision | None:
+    """The precision of a tensor in 16 bits; None for others."""
+    return next((p for p in PRECISIONS.values() if p.bits == 16 and p.storage == str(tensor.ty.dtype)), None)
 
 
 def _precision(call: relax.Call) -> Precision:

@@ -6,30 +6,27 @@ import numpy as np
 import pytest
 import tvm
 from cuda_emulator import ORDERS, emulated_cuda, thread_order
-from cuda_harness import TARGET, TARGETS_OF
+from cuda_harness import TARGET
 from kernel_harness import GEOMETRIES, close, sample_input
 from onnx import helper
 from onnx_graphs import make_model, save, weights_of
 from tvm import relax
 
-from adr_tvm._tvm import cpu_target, device_of
+from adr_tvm._tvm import cpu_target
 from adr_tvm.build import build_module, code_objects_of
 from adr_tvm.cuda import code_objects as code
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.passes.append_updates import STEP
 from adr_tvm.passes.lowering_cuda_gradients import transposed_geometry
-from adr_tvm.precision import PRECISIONS
 from adr_tvm.reference_gradients import reuse_conv2d_gradients
 from adr_tvm.schedules import dropout
 from adr_tvm.schedules.cuda import dropout as cuda_dropout
 from adr_tvm.schedules.cuda import weight_gradient as kernels
 from adr_tvm.settings import ReuseSetting
 from adr_tvm.targets import TARGETS, with_architectures
-from adr_tvm.train.loss_scaling import LossScaling
 from adr_tvm.train.network import TrainingNetwork
 from adr_tvm.train.optimizers import SGD, Adam, AdamW
-from adr_tvm.train.state import TrainingState
-from adr_tvm.train.step import TrainingStep, step_module
+from adr_tvm.train.step import step_module
 from tests.test_cuda_kernels import compiled, on_device
 
 BATCH, CLASSES = 4, 5
@@ -97,85 +94,6 @@ def test_a_step(tmp_path):
         close(changed[name], after[name], 3e-5)
 
 
-def small_network():
-    """All kernels that a data type changes: no image gradient, one of tensor cores, one with strides, a dense layer."""
-    nodes = [
-        helper.make_node("Conv", ["x", "w1"], ["a"], pads=[1, 1, 1, 1]),
-        helper.make_node("BatchNormalization", ["a", "scale", "shift", "mean", "var"], ["b"]),
-        helper.make_node("Relu", ["b"], ["c"]),
-        helper.make_node("Conv", ["c", "w2", "b2"], ["d"], strides=[2, 2], pads=[1, 1, 1, 1]),
-        helper.make_node("Relu", ["d"], ["e"]),
-        helper.make_node("Flatten", ["e"], ["f"]),
-        helper.make_node("Gemm", ["f", "w3", "b3"], ["y"], transB=1),
-    ]
-    weights = weights_of(w1=(8, 3, 3, 3), w2=(6, 8, 3, 3), b2=(6,), w3=(CLASSES, 54), b3=(CLASSES,))
-    ones, zeros = np.ones(8, np.float32), np.zeros(8, np.float32)
-    weights |= {"scale": ones, "shift": zeros, "mean": zeros, "var": ones}
-    return make_model(nodes, {"x": ["N", 3, 6, 6]}, {"y": ["N", CLASSES]}, weights)
-
-
-def mixed_step(path, target, name):
-    """(step, its state) in a data type."""
-    net, optimizer = TrainingNetwork(path, target), SGD(momentum=0.9)
-    scaling = LossScaling.begin() if name == "fp16" else None
-    initial = net.initial_parameters(), optimizer.slots, net.statistics()
-    state = TrainingState(*initial, device_of(target), scaling)
-    return TrainingStep(net, {}, optimizer, BATCH, precision=PRECISIONS[name]), state
-
-
-@pytest.mark.parametrize("name", ["bf16", "fp16"])
-def test_a_step_in_mixed_precision(tmp_path, name):
-    """Two steps of processors that round likewise, whose sums have another order: what that turns to the other side of
-    a rounding is a few of many terms, far below what rounding itself changes. An overflow changes nothing."""
-    path, rng = save(small_network(), tmp_path), np.random.default_rng(0)
-    batches = [rng.standard_normal((BATCH, 3, 6, 6)).astype(np.float32) for _ in range(2)]
-    labels = rng.integers(0, CLASSES, BATCH).astype(np.int32)
-    step, state = mixed_step(path, cpu_target(), name)
-    losses = [step.run(state, x, labels, 0.1).loss for x in batches]
-    with emulated_cuda() as sources:
-        on_gpu, found = mixed_step(path, TARGETS_OF[name], name)
-        results = [on_gpu.run(found, x, labels, 0.1) for x in batches]
-        arrays = found.arrays()
-        if name == "fp16":
-            assert [each.scale for each in results] == [65536, 65536] and not results[0].skipped
-            check_overflow(on_gpu, found, batches[0], labels)
-    assert [each.loss for each in results] == pytest.approx(losses, rel=1e-4)
-    assert any("adr_multiply" in source for source in sources), "nothing ran on tensor cores"
-    for path, expected in state.arrays().items():
-        if path.startswith(("parameters", "slots", "statistics")):
-            assert np.abs(arrays[path] - expected).max() <= 1e-4 * np.abs(expected).max(), path
-
-
-def test_emulated_rounding_is_that_of_16_bits(tmp_path):
-    """bf16 changes a step by about 2^-9, and no parameter is lost to it: those stay fp32."""
-    path, rng = save(small_network(), tmp_path), np.random.default_rng(0)
-    x, labels = rng.standard_normal((BATCH, 3, 6, 6)).astype(np.float32), np.arange(BATCH, dtype=np.int32)
-    step, state = mixed_step(path, cpu_target(), "bf16")
-    exact = TrainingState(step.network.initial_parameters(), ("momentum",), step.network.statistics())
-    step.run(state, x, labels, 1e-4)
-    TrainingStep(step.network, {}, SGD(momentum=0.9), BATCH).run(exact, x, labels, 1e-4)
-    first, second = state.arrays(), exact.arrays()
-    changes = {p: np.abs(first[p] - second[p]).max() / np.abs(second[p]).max() for p in first if "slots" in p}
-    assert 1e-3 < max(changes.values()) < 5e-2
-    initial = step.network.initial_parameters()["w2"]
-    assert 0 < np.abs(first["parameters/w2"] - initial).max() < 1e-4, "an update below a step of bf16 counts"
-
-
-def check_overflow(step, state, x, labels):
-    """Gradients beyond fp16 leave parameters, optimizer and running statistics as they are; the next step goes on."""
-    before = state.arrays()
-    state.scaling.scale = 2.0**60
-    result = step.run(state, x, labels, 0.1)
-    assert result.skipped and result.scale == 2.0**60 and np.isfinite(result.loss)
-    after = state.arrays()
-    assert (after["loss_scaling"] == [2.0**59, 0, 1]).all() and after["count"] == before["count"] + 1
-    for path in before.keys() - {"count", "loss_scaling"}:
-        np.testing.assert_array_equal(after[path], before[path], err_msg=path)
-    state.scaling.scale = 1024.0
-    assert not step.run(state, x, labels, 0.1).skipped
-    assert not np.array_equal(state.arrays()["parameters/w2"], before["parameters/w2"])
-
-
 @pytest.mark.parametrize("optimizer", [SGD(), Adam(weight_decay=0.1), AdamW()], ids=["sgd", "adam", "adamw"])
 def test_updates(optimizer):
     """Those of processors, to the last bit but what double precision's power leaves open."""
@@ -236,14 +154,11 @@ def test_input_gradients_are_convolutions_without_strides():
 
 
 @pytest.mark.skipif(not code.has_compiler(), reason="no NVRTC and no nvcc")
-@pytest.mark.parametrize("name", [None, "fp16"])
-def test_a_step_compiles(tmp_path, name):
-    precision = None if name is None else PRECISIONS[name]
-    target = TARGET if name is None else TARGETS_OF[name]
-    net = TrainingNetwork(save(network() if name is None else small_network(), tmp_path), target)
-    mod = step_module(net, {}, SGD(), BATCH, precision=precision)
+def test_a_step_compiles(tmp_path):
+    net = TrainingNetwork(save(network(), tmp_path), TARGET)
+    mod = step_module(net, {}, SGD(), BATCH)
     with code_objects_of(with_architectures(TARGETS["cuda"], "sm_80")) as used:
-        build_module(mod, target, precision=precision)
+        build_module(mod, TARGET)
     (gradient, *_) = [each for each in used if each.kernel.startswith("adr_weight_gradient")]
     assert gradient.spills == gradient.stack == 0 and gradient.registers <= 128
     assert all(each.spills == 0 for each in used), used

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import training_fakes as fakes
+import tvm
 from cuda_emulator import emulated_cuda
 
 import adr_tvm.build
@@ -22,6 +23,7 @@ from adr_tvm.targets import ARCHITECTURES, NEWEST
 from adr_tvm.train import loss_scaling
 from adr_tvm.train.checkpoint import load_checkpoint
 from adr_tvm.train.options import TrainOptions
+from adr_tvm.train.recipe import compiled_engine
 from adr_tvm.train.training_target import training_entry
 
 SHAPES = {
@@ -118,6 +120,20 @@ def test_a_run_on_a_gpu_with_prefetched_batches(files, gpu, capsys):
     same_run(files, "gpu", "parts")
     assert adr_train(files, "parts", *amp, "--resume") == 2
     assert "--target (was cuda, now None)" in capsys.readouterr().err
+
+
+def test_layers_are_looked_into_on_a_gpu(files, gpu):
+    """What a run does when the loss becomes NaN, and what hash planes are fitted to."""
+    options = TrainOptions(target="cuda", batch=16)
+    engine = compiled_engine(files / "small.onnx", options, "small")
+    state, x = engine.initial_state(), np.random.default_rng(0).standard_normal((16, 3, 8, 8)).astype(np.float32)
+    assert state.parameters["conv1.weight"].device == tvm.cuda()
+    np.testing.assert_array_equal(engine.layer_inputs(state, x)["conv1"], x.transpose(0, 2, 3, 1))
+    assert engine.first_nonfinite(state, x) is None
+    arrays = state.arrays()
+    arrays["parameters/conv1.weight"][:] = np.inf
+    state.load(arrays)
+    assert engine.first_nonfinite(state, x) == "logits"
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,8 @@ class TrainingStep:
         # The optimizer counts updates, and not the steps that made none.
         control = np.array([rate, state.count + 1 - skipped, 1 / scale, 1], np.float32)
         values[CONTROL_NAME] = self._input(CONTROL_NAME, control)
-        values[SCALE] = self._input(SCALE, np.array(scale, np.float32))
+        if SCALE in self._names:
+            values[SCALE] = self._input(SCALE, np.array(scale, np.float32))
         if SEED in self._names:
             seed = (self.seed & 0x7FFFFFFF) << 32 | state.count & 0xFFFFFFFF
             values[SEED] = self._input(SEED, np.array([seed], np.int64))

@@ -21,17 +21,17 @@ LEAST_ROWS = 256  # of a part
 SUM_THREADS = 256
 
 
-def parts_of(geometry: ConvGeometry, batch: int) -> tuple[int, int]:
-    """(parts, rows of each) of the rows of a batch."""
+def parts_of(geometry: ConvGeometry, batch: int, step: int = BK) -> tuple[int, int]:
+    """(parts, rows of each, whole steps) of the rows of a batch."""
     rows, tiles = batch * geometry.rows, -(-geometry.K // BM) * -(-geometry.M // BN)
     parts = max(1, min(BLOCKS // tiles, rows // LEAST_ROWS))
-    size = -(-rows // parts // BK) * BK
+    size = -(-rows // parts // step) * step
     return -(-rows // size), size
 
 
 @functools.cache
-def weight_gradient(geometry: ConvGeometry, batch: int, dtype: str = "float32") -> tirx.PrimFunc:
-    """Returns: PrimFunc of X [B, H, W, C] and dZ [B, OH, OW, M], both ``dtype``, and sums float32 [parts, K, M]."""
+def weight_gradient(geometry: ConvGeometry, batch: int) -> tirx.PrimFunc:
+    """Returns: PrimFunc of X float32 [B, H, W, C], dZ float32 [B, OH, OW, M] and sums float32 [parts, K, M]."""
     g = geometry
     H, W, C, K, KW, OH, OW, M = g.H, g.W, g.C, g.K, g.KW, g.OH, g.OW, g.M
     (SH, SW), (DH, DW), (PT, PL, _, _) = g.strides, g.dilation, g.padding
@@ -44,16 +44,15 @@ def weight_gradient(geometry: ConvGeometry, batch: int, dtype: str = "float32") 
         iy = n % (OH * OW) // OW * SH - PT + k // C // KW * DH
         ix = n % OW * SW - PL + k // C % KW * DW
         inside = T.And(T.And(iy >= 0, iy < H), T.And(ix >= 0, ix < W))
-        value = T.cast(X[n // (OH * OW), iy, ix, k % C], "float32")
-        return T.if_then_else(T.And(inside, T.And(n < rows, k < K)), value, T.float32(0))
+        return T.if_then_else(T.And(inside, T.And(n < rows, k < K)), X[n // (OH * OW), iy, ix, k % C], T.float32(0))
 
     @T.prim_func(private=True)
     def kernel(x: T.handle, z: T.handle, s: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
-        X = T.match_buffer(x, (T.int64(batch), T.int64(H), T.int64(W), T.int64(C)), dtype)
-        DZ = T.match_buffer(z, (T.int64(batch), T.int64(OH), T.int64(OW), T.int64(M)), dtype)
+        X = T.match_buffer(x, (T.int64(batch), T.int64(H), T.int64(W), T.int64(C)), "float32")
+        DZ = T.match_buffer(z, (T.int64(batch), T.int64(OH), T.int64(OW), T.int64(M)), "float32")
         sums = T.match_buffer(s, (T.int64(parts), T.int64(K), T.int64(M)), "float32")
-        flat_z = T.decl_buffer((rows * M,), dtype, data=DZ.data)
+        flat_z = T.decl_buffer((rows * M,), "float32", data=DZ.data)
         for block in T.thread_binding(parts * down * across, "blockIdx.x"):
             for t in T.thread_binding(THREADS, "threadIdx.x"):
                 A = T.alloc_buffer((BK * BM,), "float32", scope="shared")
@@ -77,7 +76,7 @@ def weight_gradient(geometry: ConvGeometry, batch: int, dtype: str = "float32") 
                         m = T.meta_var((i * THREADS + t) % (BN // V) * V)
                         if T.And(n0 + r < rows, m0 + m < M):
                             for v in T.vectorized(V):
-                                Z[r * BN + m + v] = T.cast(flat_z[(n0 + r) * M + m0 + m + v], "float32")
+                                Z[r * BN + m + v] = flat_z[(n0 + r) * M + m0 + m + v]
                         else:
                             for v in T.vectorized(V):
                                 Z[r * BN + m + v] = T.float32(0)
