@@ -131,9 +131,11 @@ def test_layers_are_looked_into_on_a_gpu(files, gpu):
     np.testing.assert_array_equal(engine.layer_inputs(state, x)["conv1"], x.transpose(0, 2, 3, 1))
     assert engine.first_nonfinite(state, x) is None
     arrays = state.arrays()
-    arrays["parameters/conv1.weight"][:] = np.inf
+    arrays["parameters/bn1.bias"][:] = np.inf
     state.load(arrays)
     assert engine.first_nonfinite(state, x) == "logits"
+    x[3, 1, 0, 0] = np.nan
+    assert engine.first_nonfinite(state, x) == "conv1"
 
 
 @pytest.mark.parametrize(
