@@ -14,10 +14,13 @@ from typing import Any
 from adr_tvm.errors import UsageError
 from adr_tvm.settings import GRANULARITIES, SCOPES, TABLES, ReuseSetting
 from adr_tvm.stream_table import DEFAULT_SLOTS, STREAMING
+from adr_tvm.targets import find_target
 from adr_tvm.train.controller import FIXED, OFF, STRATEGIES, STREAM
 from adr_tvm.train.plateau import PlateauRule
 from adr_tvm.train.stage import INPUT_GRADIENTS, STRAIGHT_THROUGH, LayerReuse
 
+THIS_CPU = "cpu"
+AMP = ("fp16", "bf16")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 LR_SCHEDULES = ("constant", "cosine", "step", "one-cycle", "stable-decay")
 HASHES = ("gaussian", "pca")
@@ -28,7 +31,10 @@ DEFAULT_FIXED = "4x10:forward-only"
 FIXED_PLANES, REFIT_PLANES, LEARNED_PLANES = "fixed", "refit", "learned"
 PLANE_MODES = (FIXED_PLANES, REFIT_PLANES, LEARNED_PLANES)
 
-_NO_EFFECT_ON_CURVE = ("resume", "threads", "checkpoint_every", "compile_ahead", "max_steps", "skip_zeros")
+_NO_EFFECT_ON_CURVE = (
+    *("pin_memory", "resume", "threads", "checkpoint_every", "compile_ahead", "max_steps"),
+    "skip_zeros",  # the same bits
+)
 _STAGE = re.compile(r"(?:(?P<granularity>[a-z]+)/)?(?P<L>\d+)x(?P<H>\d+)(?P<more>(?::[a-z-]+)*)")
 BACKWARD_ONLY, FORWARD_ONLY = "backward-only", "forward-only"
 
@@ -38,6 +44,9 @@ class TrainOptions:
     """How a network is trained.
 
     Attributes:
+        target: where it trains: ``cpu`` or a CUDA target that this machine's GPU is of; None: this machine's processor.
+        amp: ``fp16`` or ``bf16``: forward and backward in 16 bits, parameters in fp32; None: all in fp32.
+        pin_memory: on a GPU, copy the next batch from page-locked memory while a step runs.
         init: ONNX file whose weights training starts with; None: those of the network.
         plan: folder or ``plan.json`` to fine-tune under (`adr_tvm.train.fine_tuning`); None: none.
         max_drop: find that plan, with up to this share of the accuracy lost before fine-tuning; None: do not.
@@ -64,8 +73,8 @@ class TrainOptions:
         per_layer: layers advance one at a time.
         window, improvement, smoothing: of the rule that ends a stage, see `adr_tvm.train.plateau`.
         last_stage_by: share of the run by which the last stage begins, whatever the loss does; None: never forced.
-        skip_zeros: gradients of convolutions skip what is zero in the output's, with the same bits; None: unless
-            ``reuse`` is ``off``.
+        skip_zeros: gradients of convolutions skip what is zero in the output's, with the same bits; None: with reuse,
+            on a processor.
         refresh_planes: steps after which hash planes are fitted to the data again, or refined; 0: only when a stage
             begins.
         stream_slots: of ``adaptive+stream``: centroids of a segment that persist at most, the last used ones.
@@ -83,6 +92,9 @@ class TrainOptions:
         UsageError: a value out of range, or options that contradict each other.
     """
 
+    target: str | None = None
+    amp: str | None = None
+    pin_memory: bool = False
     init: str | None = None
     plan: str | None = None
     max_drop: float | None = None
@@ -136,6 +148,7 @@ class TrainOptions:
             raise UsageError(f"--std is {list(self.std)}, expected more than 0")
         if self.nesterov and not (self.optimizer == "sgd" and self.momentum > 0):
             raise UsageError("--nesterov is for --optimizer sgd with --momentum")
+        self._check_place()
         self._check_streaming()
         self._check_fine_tuning()
         listed = self.listed_stages()
@@ -143,6 +156,11 @@ class TrainOptions:
             raise UsageError("--stages needs --reuse fixed, adaptive or adaptive+stream")
         if self.reuse == FIXED and len(listed) != 1:
             raise UsageError(f"--reuse fixed has one stage, --stages gives {len(listed)}: {self.stages}")
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the network trains on a GPU."""
+        return self.target is not None and find_target(self.target).gpu is not None
 
     @property
     def fine_tuning(self) -> bool:
@@ -157,7 +175,9 @@ class TrainOptions:
     @property
     def skips_zeros(self) -> bool:
         """Whether gradients skip zeros."""
-        return self.reuse != OFF or self.fine_tuning if self.skip_zeros is None else self.skip_zeros
+        if self.skip_zeros is not None:
+            return self.skip_zeros
+        return (self.reuse != OFF or self.fine_tuning) and not self.on_gpu
 
     @property
     def rule(self) -> PlateauRule:
@@ -181,6 +201,7 @@ class TrainOptions:
     def curve(self) -> dict[str, Any]:
         """The options that a run's curves depend on, JSON-ready: a resumed run must have the same."""
         content = {name: value for name, value in asdict(self).items() if name not in _NO_EFFECT_ON_CURVE}
+        content["target"] = "cuda" if self.on_gpu else None  # which of its names it has does not matter
         return {name: list(value) if isinstance(value, tuple) else value for name, value in content.items()}
 
     def _parsed(self, text: str) -> LayerReuse | None:
@@ -207,6 +228,26 @@ class TrainOptions:
             return LayerReuse(setting, gradient, *stream, backward, forward)  # type: ignore[arg-type]
         except ValueError as error:
             raise UsageError(f"--stages: {error}") from None
+
+    def _check_place(self) -> None:
+        entry = find_target(self.target or THIS_CPU)
+        if entry.gpu is None and entry.name != THIS_CPU:
+            raise UsageError(f"--target {entry.name} is another machine: training is for {THIS_CPU} and CUDA targets")
+        if self.on_gpu:
+            refused = {
+                "--plan or --max-drop": self.fine_tuning,
+                f"--reuse {STREAM}": self.reuse == STREAM,
+                f"--table {self.table}": self.table in ("int16", "int8"),
+                "--skip-zeros": self.skip_zeros,
+            }
+            if given := [flag for flag, is_given in refused.items() if is_given]:
+                raise UsageError(
+                    f"{' and '.join(given)} cannot go with --target {self.target}: no kernels for CUDA yet"
+                )
+        if self.amp is not None and (self.reuse != OFF or self.fine_tuning or self.skip_zeros):
+            raise UsageError("--amp trains dense: it cannot go with --reuse, --plan, --max-drop or --skip-zeros")
+        if self.pin_memory and not self.on_gpu:
+            raise UsageError("--pin-memory is for GPUs: it needs --target cuda")
 
     def _check_fine_tuning(self) -> None:
         if self.plan is not None and self.max_drop is not None:
@@ -260,6 +301,7 @@ class TrainOptions:
 
     def _check_words(self) -> None:
         for flag, value, allowed in (
+            ("--amp", self.amp or AMP[0], AMP),
             ("--reuse", self.reuse, STRATEGIES),
             ("--optimizer", self.optimizer, OPTIMIZERS),
             ("--lr-schedule", self.lr_schedule, LR_SCHEDULES),
