@@ -73,6 +73,11 @@ def is_cuda(target: tvm.target.Target | None) -> bool:
     return target is not None and str(target.kind.name) == "cuda"
 
 
+def device_of(target: tvm.target.Target | None) -> tvm.runtime.Device:
+    """Where kernels for a target of this machine run, and its tensors lie."""
+    return tvm.cuda() if is_cuda(target) else tvm.cpu()
+
+
 def processor_target(target: tvm.target.Target) -> tvm.target.Target:
     """The target of code that runs on the processor: that beside the GPU, else the target itself."""
     return target.host if is_cuda(target) else target

@@ -2,9 +2,9 @@
 
     python -m benchmarks.cuda_pack PACK [--arch SM,...] [--python VERSION ...] [--batch N] [--layer NAME ...]
 
-Libraries of layers (dense, and with reuse of every granularity) and networks, what this machine's processor makes of
-the same inputs, TVM's runtime files, wheels, and the runner. Inputs of layers are random numbers that the runner makes
-again; of outputs some rows are kept.
+Libraries of layers (dense, and with reuse of every granularity), networks and training steps, what this machine's
+processor makes of the same inputs, TVM's runtime files, wheels, and the runner. Inputs of layers are random numbers
+that the runner makes again; of outputs some rows are kept.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import tvm
 from tvm import relax
 
 from adr_tvm import ops
-from adr_tvm._tvm import cpu_target, cuda_target, tensor_type
+from adr_tvm._tvm import cpu_target, cuda_target, static_shape, tensor_type
 from adr_tvm.build import build_module, build_plan, code_objects_of
 from adr_tvm.cli.common import Parser, add_verbosity, run_cli
 from adr_tvm.errors import UsageError
@@ -34,9 +35,14 @@ from adr_tvm.loaded_network import LoadedNetwork
 from adr_tvm.models.bundled import cifarnet_path
 from adr_tvm.models.light import light_model
 from adr_tvm.options import CompileOptions
+from adr_tvm.passes.append_updates import CONTROL_NAME, STEP
 from adr_tvm.plan import LayerPlan, ReusePlan
+from adr_tvm.precision import PRECISIONS
 from adr_tvm.settings import ReuseSetting
 from adr_tvm.targets import TARGETS, TargetEntry, with_architectures
+from adr_tvm.train.network import TrainingNetwork
+from adr_tvm.train.optimizers import SGD
+from adr_tvm.train.step import step_module
 from benchmarks.cuda_runner import layer_input, sample_rows
 from benchmarks.layer_module import layer_module
 
@@ -51,6 +57,9 @@ LAYERS = {
     "vgg19-conv5": ConvGeometry(14, 14, 512, 3, 3, 512, padding=SAME),
 }
 NETWORKS = ("cifarnet", "squeezenet")
+STEPS = {"cifarnet-step-fp32": None, "cifarnet-step-bf16": "bf16"}  # a training step, by its mixed precision
+STEP_BATCH = 128
+STEP_TOLERANCE = {None: 1e-4, "bf16": 2e-2}  # of the largest entry; the latter: some roundings to 2^-9 turn over
 HOST = "x86-64-v3"
 R_C = 0.1  # of exact rows, about
 COPY_FLOATS, GEMM_SIZE = 1 << 26, 2048
@@ -207,10 +216,41 @@ class Packer:
         self._torch(folder, TorchNetwork(onnx.load(path)).eval(), x)
         (folder / "model.onnx").unlink(missing_ok=True)
 
+    def step(self, name: str, amp: str | None) -> None:
+        """A training step of CifarNet, of which momenta are compared: with none before, they are the gradients."""
+        from benchmarks.torch_network import TorchNetwork
+
+        precision, optimizer = None if amp is None else PRECISIONS[amp], SGD(momentum=0.9)
+        folder, path = self.folder / name, cifarnet_path()
+
+        def module_for(target: tvm.target.Target) -> tuple[TrainingNetwork, tvm.IRModule]:
+            network = TrainingNetwork(path, target)
+            return network, step_module(network, {}, optimizer, STEP_BATCH, precision=precision)
+
+        on_gpu = precision if self.entry.gpu is not None else None
+        with code_objects_of(self.entry):
+            self._export(name, build_module(module_for(self.target)[1], self.target, precision=on_gpu))
+        network, module = module_for(cpu_target())
+        arguments = step_arguments(network, module)
+        tensors = {key: tvm.runtime.tensor(value) for key, value in arguments.items()}
+        machine = relax.VirtualMachine(build_module(module, cpu_target()), tvm.cpu())
+        loss, logits, *_ = machine[STEP](*tensors.values())
+        expected = {"loss": loss.numpy().reshape(1, 1), "logits": logits.numpy()}
+        for key, tensor in tensors.items():
+            if key.endswith("_momentum"):
+                flat = tensor.numpy().reshape(-1, tensor.shape[-1])
+                expected[key] = flat[sample_rows(len(flat))]
+        np.savez(folder / "arguments.npz", **arguments)  # type: ignore[arg-type]
+        np.savez(folder / "expected.npz", **expected)  # type: ignore[arg-type]
+        x = next(iter(arguments.values()))
+        facts = {"arguments": list(arguments), "tolerance": STEP_TOLERANCE[amp], "amp": amp, "shape": list(x.shape)}
+        self.items[name] = {"type": "step", **facts}
+        self._torch(folder, TorchNetwork(onnx.load(path)).train(), x)
+
     def _torch(self, folder: Path, module: Any, x: np.ndarray) -> None:
         import torch
 
-        with torch.no_grad():
+        with nullcontext() if module.training else torch.no_grad():
             torch.export.save(torch.export.export(module, (torch.from_numpy(x),)), str(folder / "torch.pt2"))
 
     def ceilings(self, floats: int, gemm: int) -> dict[str, Any]:
@@ -267,6 +307,24 @@ class Packer:
                 raise UsageError(f"pip finds no wheels for Python {python}: {done.stderr.strip().splitlines()[-1]}")
 
 
+def step_arguments(network: TrainingNetwork, module: tvm.IRModule) -> dict[str, np.ndarray]:
+    """A value for each parameter of a training step, in order: random images, the file's weights, no momentum yet."""
+    rng, initial = np.random.default_rng(0), network.initial_parameters()
+    weights = {variable.name: initial[name] for name, variable in network.variables().items()}
+    found = {}
+    for index, var in enumerate(module[STEP].params):
+        shape, dtype = static_shape(var), str(var.ty.dtype)
+        if index == 0:
+            found[var.name] = rng.standard_normal(shape, np.float32)
+        elif var.name == "labels":
+            found[var.name] = rng.integers(0, network.classes, shape).astype(dtype)
+        elif var.name == CONTROL_NAME:
+            found[var.name] = np.array([0.01, 1, 1, 1], np.float32)
+        else:
+            found[var.name] = np.ascontiguousarray(weights.get(var.name, np.zeros(shape, dtype)))
+    return found
+
+
 def page(shape: Sequence[int]) -> np.ndarray:
     """Float32 [B, C, H, W] like a page of text: white, with dark letters in lines."""
     rng = np.random.default_rng(0)
@@ -278,7 +336,7 @@ def page(shape: Sequence[int]) -> np.ndarray:
 
 def run(arguments: argparse.Namespace) -> None:
     """Make the pack."""
-    for given, known in ((arguments.layer, LAYERS), (arguments.network, NETWORKS)):
+    for given, known in ((arguments.layer, LAYERS), (arguments.network, NETWORKS), (arguments.step, STEPS)):
         unknown = [name for name in given or () if name not in known and name != "none"]
         if unknown:
             raise UsageError(f"{unknown[0]!r} is not known; there is {', '.join(known)}, none")
@@ -295,6 +353,10 @@ def run(arguments: argparse.Namespace) -> None:
         if name != "none":
             print(f"network {name}", file=sys.stderr)
             packer.network(name)
+    for name in arguments.step or STEPS:
+        if name != "none":
+            print(f"training step {name}", file=sys.stderr)
+            packer.step(name, STEPS[name])
     small = arguments.cpu
     packer.finish(packer.ceilings(1 << 16 if small else COPY_FLOATS, 64 if small else GEMM_SIZE))
     if not arguments.cpu:
@@ -312,6 +374,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, metavar="N", default=32, help="images (default: 32)")
     parser.add_argument("--layer", metavar="NAME", action="append", help="only these (none: no layer)")
     parser.add_argument("--network", metavar="NAME", action="append", help="only these (none: no network)")
+    parser.add_argument("--step", metavar="NAME", action="append", help="only these training steps (none: no step)")
     parser.add_argument("--cpu", action="store_true", help="for processors: a dry run of pack and runner")
     add_verbosity(parser)
     return run_cli(run, parser, argv)

@@ -88,8 +88,9 @@ class Runner:
         failed = 0
         items = self.manifest["items"]
         for name, spec in items.items():
-            failed += not self._guarded("check", name, self.check, spec)
-        for part in (self.ceilings, self.layer_times, self.torch_layers, self.networks, self.phases):
+            check = self.check_step if spec["type"] == "step" else self.check
+            failed += not self._guarded("check", name, check, spec)
+        for part in (self.ceilings, self.layer_times, self.torch_layers, self.networks, self.steps, self.phases):
             part(items)
         self.results.put("end", complete=time.monotonic() < self.end, failed=failed)
         return failed
@@ -164,6 +165,32 @@ class Runner:
                 r_c=r_c,
             )
             good &= bool(passed)
+        return good
+
+    def step_tensors(self, name: str, spec: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a training step, on the device."""
+        with np.load(self.pack / name / "arguments.npz", allow_pickle=False) as arrays:
+            return {key: self.tensor(arrays[key]) for key in spec["arguments"]}
+
+    def check_step(self, name: str, spec: dict[str, Any]) -> bool:
+        """A training step twice from the same state: loss, logits and momenta, which are the gradients."""
+        machine, weights = self.machine(name)
+        runs: list[dict[str, np.ndarray]] = []
+        for _ in range(2):
+            tensors = self.step_tensors(name, spec)
+            loss, logits, *_ = list(machine["step"](*tensors.values(), weights))
+            found = {"loss": loss.numpy().reshape(1, 1), "logits": logits.numpy()}
+            runs.append(found | {key: tensors[key].numpy() for key in tensors if key.endswith("_momentum")})
+        good = True
+        with np.load(self.pack / name / "expected.npz", allow_pickle=False) as expected:
+            for key, value in runs[0].items():
+                flat = value.reshape(-1, value.shape[-1])
+                error, alike = difference(flat[sample_rows(len(flat))], expected[key])
+                same = value.tobytes() == runs[1][key].tobytes()
+                passed = bool(same and error <= spec["tolerance"])
+                facts = {"passed": passed, "error": error, "alike": alike, "same_bytes": same}
+                self.results.put("check", name=name, entry=key, lossless=None, r_c=None, **facts)
+                good &= passed
         return good
 
     def seconds(self, machine: Any, entry: str, *tensors: Any) -> float:
@@ -258,6 +285,36 @@ class Runner:
 
         for name, spec in _of_type(items, "network"):
             self._guarded("network", name, measure, spec)
+
+    def steps(self, items: dict[str, Any]) -> None:
+        """Training steps on data that is there already, and the same in PyTorch: forward, backward, update."""
+
+        def measure(name: str, spec: dict[str, Any]) -> None:
+            machine, weights = self.machine(name)
+            tensors = self.step_tensors(name, spec)
+            time = self.seconds(machine, "step", *tensors.values(), weights)
+            self.results.put("time", name=name, entry="step", seconds=time)
+            torch = self.torch
+            if torch is None:
+                return
+            module = torch.export.load(str(self.pack / name / "torch.pt2")).module().cuda()
+            x, labels = (torch.from_numpy(tensors[key].numpy()).cuda() for key in spec["arguments"][:2])
+            optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
+
+            def step(run: Any) -> None:
+                optimizer.zero_grad()
+                with torch.autocast("cuda", torch.bfloat16, enabled=spec["amp"] is not None):
+                    loss = torch.nn.functional.cross_entropy(run(x), labels.long())
+                loss.backward()
+                optimizer.step()
+
+            for how, run in (("eager", module), ("compiled", torch.compile(module))):
+                if self.left():
+                    time = _torch_seconds(torch, lambda run=run: step(run))
+                    self.results.put("time", name=name, entry=f"cudnn {how}", seconds=time)
+
+        for name, spec in _of_type(items, "step"):
+            self._guarded("step", name, measure, spec)
 
     def phases(self, items: dict[str, Any]) -> None:
         """Seconds of each kernel of the layers that reuse; a synchronisation after each makes them longer."""

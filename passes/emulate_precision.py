@@ -1,8 +1,8 @@
 """How a network would round in another data type, in fp32: for a processor without it, to measure accuracy with.
 
-Weights, data and results of every convolution and dense layer are rounded as ``LowerPrecision`` has them. What it does
-not show: that tensor cores add up in another order, that centroids are rounded too, and that Arm cores add up some
-products in fp16.
+Weights, data and results of every convolution and dense layer are rounded as ``LowerPrecision`` has them, and in a
+training step the factors of their gradients and the gradients of data. What it does not show: that tensor cores add up
+in another order, that centroids are rounded too, and that Arm cores add up some products in fp16.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from adr_tvm import ops
 from adr_tvm._tvm import constant, mutate
+from adr_tvm.gradients.conv2d import INPUT_GRAD, WEIGHT_GRAD
 from adr_tvm.passes.lower_precision import te_round_tf32
 from adr_tvm.precision import Precision
 
@@ -28,8 +29,10 @@ class _Rounder(PyExprMutator):
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = self.visit_expr_post_order(call)
-        if not isinstance(call.op, tvm.ir.Op) or call.op.name not in LAYERS:
+        if not isinstance(call.op, tvm.ir.Op) or call.op.name not in (*LAYERS, WEIGHT_GRAD, INPUT_GRAD):
             return call
+        if call.op.name not in LAYERS:
+            return self._gradient(call)
         tf32 = self.precision.storage == "float32"
         if tf32 and call.op.name == ops.GROUPED_CONV2D:
             return call
@@ -37,10 +40,19 @@ class _Rounder(PyExprMutator):
         weights = call.args[1]
         if value is not None:
             weights = relax.const(self.precision.rounded(value).astype("float32"))
+        elif not tf32:
+            weights = self._round(weights)
         x, *others = call.args
         made = self.builder_.emit(relax.Call(call.op, [self._round(x), weights, *others[1:]], call.attrs))
-        if tf32:
-            return made
+        return made if tf32 else self._rounded_result(made)
+
+    def _gradient(self, call: relax.Call) -> relax.Expr:
+        if int(call.attrs["groups"]) != 1 or self.precision.storage == "float32":
+            return call
+        made = self.builder_.emit(relax.Call(call.op, [self._round(arg) for arg in call.args], call.attrs))
+        return self._rounded_result(made) if call.op.name == INPUT_GRAD else made
+
+    def _rounded_result(self, made: relax.Expr) -> relax.Expr:
         result = self._round(made)
         self.rounded[hash(result)] = result
         return result

@@ -4,7 +4,9 @@
 data move what they get. All others compute in fp32: their arguments are cast, and their result where a layer takes it.
 Fusion puts these casts into their kernels, so what lies in memory around a layer has 16 bits, while a chain such as a
 local response normalisation, whose squares might not fit, is fp32 within. Inputs and outputs of functions, biases, hash
-planes and integers stay as they are.
+planes and integers stay as they are. In a training step these are the parameters, which stay fp32 and are rounded anew
+in each step. Gradients of layers take factors of 16 bits too: those of weights are fp32 sums, those of data come back
+in 16 bits. Gradients of grouped convolutions stay fp32.
 
 ``tf32``: tensors stay fp32, and so does what is no convolution or dense layer. Weights are rounded here, data by the
 kernels.
@@ -20,6 +22,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from adr_tvm import ops
 from adr_tvm._tvm import calls, constant, dict_attrs, is_op, relax_functions
 from adr_tvm.errors import ModelError
+from adr_tvm.gradients.conv2d import INPUT_GRAD, WEIGHT_GRAD
 from adr_tvm.precision import TF32_DROPPED, Precision
 
 LAYERS = (*ops.DENSE_OPS, ops.CONV2D_ADD, *ops.REUSE_OPS)
@@ -89,6 +92,8 @@ class _Lowerer(PyExprMutator):
             return self._layer(call, args)
         if call.op.name == ops.GROUPED_CONV2D:
             return self._grouped(call, args)
+        if call.op.name in (WEIGHT_GRAD, INPUT_GRAD) and int(call.attrs["groups"]) == 1 and self.storage != "float32":
+            return relax.Call(call.op, [self._cast(arg, self.storage) for arg in args], call.attrs)
         if self.storage == "float32":
             return relax.Call(call.op, args, call.attrs, call.ty_args)
         if call.op.name in MOVES and any(_has(arg.ty, self.storage) for arg in args):

@@ -89,7 +89,7 @@ def te_weight_gradient(x: te.Tensor, dz: te.Tensor, group: ConvGeometry, groups:
 
 
 def te_input_gradient(dz: te.Tensor, w: te.Tensor, group: ConvGeometry, groups: int) -> te.Tensor:
-    """dX [B, H, W, C * groups] of a convolution whose groups have C and M channels each."""
+    """dX [B, H, W, C * groups] of a convolution whose groups have C and M channels each; sums are fp32."""
     (SH, SW), (DH, DW), (PT, PL, _, _) = group.strides, group.dilation, group.padding
     ky, kx, m = (
         te.reduce_axis((0, tirx.const(n, "int64")), name)
@@ -104,8 +104,9 @@ def te_input_gradient(dz: te.Tensor, w: te.Tensor, group: ConvGeometry, groups: 
             *(tirx.floormod(sy, SH) == 0, tirx.floormod(sx, SW) == 0),
         )
         first = c // group.C * group.M
-        value = tirx.if_then_else(inside, dz[b, oy, ox, first + m], tirx.const(0, "float32"))
-        return te.sum(value * w[ky, kx, c % group.C, first + m], axis=[ky, kx, m])
+        value = tirx.if_then_else(inside, dz[b, oy, ox, first + m].astype("float32"), tirx.const(0, "float32"))
+        return te.sum(value * w[ky, kx, c % group.C, first + m].astype("float32"), axis=[ky, kx, m])
 
     shape = [tirx.const(n, "int64") for n in (int(dz.shape[0]), group.H, group.W, group.C * groups)]
-    return te.compute(shape, entry, name="input_gradient")
+    made = te.compute(shape, entry, name="input_gradient")
+    return made if dz.dtype == "float32" else te.compute(shape, lambda *i: made(*i).astype(dz.dtype), name="rounded")

@@ -22,8 +22,10 @@ from adr_tvm.geometry import ConvGeometry
 from adr_tvm.gradients import batch_norm, conv2d, dropout, epilogue, loss, lrn, pooling, resize, reuse
 from adr_tvm.passes.lowering_conv_gradients import te_input_gradient, te_weight_gradient
 from adr_tvm.passes.lowering_cuda_reuse_gradients import lower_reuse_gradients
+from adr_tvm.passes.lowering_tensor_cores import input_gradient_on_tensor_cores, precision_of
 from adr_tvm.schedules.cuda.dropout import dropout as dropout_kernel
 from adr_tvm.schedules.cuda.implicit_gemm import implicit_gemm, padded_k, padded_m
+from adr_tvm.schedules.cuda.tensor_weight_gradient import ROWS, tensor_weight_gradient
 from adr_tvm.schedules.cuda.thread_tile import gemm_tile
 from adr_tvm.schedules.cuda.weight_gradient import parts_of, sum_parts, weight_gradient
 from adr_tvm.schedules.epilogue_gradient import activation_gradient
@@ -77,8 +79,10 @@ def _dw(bb: relax.BlockBuilder, call: relax.Call, x: relax.Expr, dz: relax.Expr)
         return bb.call_te(
             lambda a, b: te_weight_gradient(a, b, g, groups), x, dz, primfunc_name_hint="adr_weight_gradient"
         )
-    parts, _ = parts_of(g, batch)
-    kernel = bb.add_func(weight_gradient(g, batch), "adr_weight_gradient")
+    made, parts = weight_gradient(g, batch), parts_of(g, batch)[0]
+    if (precision := precision_of(x)) is not None:
+        made, parts = tensor_weight_gradient(g, batch, precision), parts_of(g, batch, ROWS)[0]
+    kernel = bb.add_func(made, "adr_weight_gradient")
     sums = bb.emit(relax.call_tir(kernel, [x, dz], tensor_type([parts, g.K, g.M])))
     shape = (g.KH, g.KW, g.C, g.M)
     return relax.call_tir(bb.add_func(sum_parts(parts, shape), "adr_sum_parts"), [sums], tensor_type(shape))
@@ -97,11 +101,16 @@ def transposed_geometry(g: ConvGeometry) -> ConvGeometry | None:
 
 def _input_grad(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     batch, g, groups = conv2d.gradient_geometry(call)
+    dtype = str(call.args[0].ty.dtype)
     turned = transposed_geometry(g) if groups == 1 else None
     if turned is None:
         return bb.call_te(
             lambda a, b: te_input_gradient(a, b, g, groups), *call.args, primfunc_name_hint="adr_input_gradient"
         )
+    out = tensor_type([batch, g.H, g.W, g.C], dtype)
+    if dtype != "float32":
+        half, weights = input_gradient_on_tensor_cores(bb, turned, call.args[1], turned.rows * batch)
+        return relax.call_tir(bb.add_func(half, "adr_input_gradient"), [call.args[0], *weights], out)
     tile = gemm_tile(turned.rows * batch, turned.M)
     Kp, Mp = padded_k(turned, tile), padded_m(turned, tile)
 
@@ -117,7 +126,6 @@ def _input_grad(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     dz, w = call.args
     packed = bb.emit_te(te_turn, w, primfunc_name_hint="adr_turn_weights")
     kernel = bb.add_func(implicit_gemm(turned, Activation(), tile), "adr_input_gradient")
-    out = tensor_type([batch, g.H, g.W, g.C])
     return relax.call_tir(kernel, [dz, packed, relax.const(np.zeros(Mp, np.float32))], out)
 
 

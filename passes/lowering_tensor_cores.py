@@ -9,8 +9,10 @@ import numpy as np
 from tvm import relax, te, tirx
 
 from adr_tvm import ops
+from adr_tvm.activation import Activation
+from adr_tvm.geometry import ConvGeometry
 from adr_tvm.passes.lowering_dense import prepared
-from adr_tvm.precision import Precision
+from adr_tvm.precision import PRECISIONS, Precision
 from adr_tvm.schedules.cuda.tensor_gemm import packed_channel, padded_k, padded_m, tensor_gemm, tensor_gemm_of_rows
 from adr_tvm.schedules.cuda.tensor_tile import TensorTile, tensor_tile
 from adr_tvm.schedules.cuda.unit_gather import whole_units
@@ -34,6 +36,41 @@ def rows_on_tensor_cores(bb: relax.BlockBuilder, call: relax.Call, rows: int) ->
     tile = _tile(call, rows)
     kernel = tensor_gemm_of_rows(g, ops.activation_of(call), tile, precision, ops.setting_of(call))
     return kernel, _packed(bb, call, tile)
+
+
+def input_gradient_on_tensor_cores(
+    bb: relax.BlockBuilder, turned: ConvGeometry, w: relax.Expr, rows: int
+) -> tuple[tirx.PrimFunc, Weights]:
+    """The kernel of dX as a convolution of dZ, and its weights: those of the layer [KH, KW, C, M] in 16 bits, turned.
+
+    Args:
+        turned: that convolution: it has M channels and makes C.
+        rows: of dX.
+    """
+    precision = precision_of(w)
+    assert precision is not None
+    tile = tensor_tile(rows, turned.M, whole_units(turned, precision.storage))
+    K, C, M = turned.K, turned.M, turned.C
+    Kp, Mp = padded_k(turned, tile, precision), padded_m(turned, tile)
+
+    def te_turn(t: te.Tensor) -> te.Tensor:
+        def entry(row: tirx.Var, k: tirx.Var) -> tirx.PrimExpr:
+            c = packed_channel(row)
+            k_in, c_in = tirx.min(k, K - 1), tirx.min(c, C - 1)
+            tap = k_in // M
+            value = t[turned.KH - 1 - tap // turned.KW, turned.KW - 1 - tap % turned.KW, c_in, k_in % M]
+            return tirx.if_then_else(tirx.all(k < K, c < C), value, tirx.const(0.0, precision.storage))
+
+        return te.compute((tirx.const(Mp, "int64"), tirx.const(Kp, "int64")), entry, name="turn_weights")
+
+    packed = bb.emit_te(te_turn, w, primfunc_name_hint="adr_turn_weights")
+    bias = relax.const(np.zeros(Mp, np.float32))
+    return tensor_gemm(turned, Activation(), tile, precision, residual=False), (packed, bias)
+
+
+def precision_of(tensor: relax.Expr) -> Precision | None:
+    """The precision of a tensor in 16 bits; None for others."""
+    return next((p for p in PRECISIONS.values() if p.bits == 16 and p.storage == str(tensor.ty.dtype)), None)
 
 
 def _precision(call: relax.Call) -> Precision:

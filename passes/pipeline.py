@@ -5,6 +5,7 @@ ONNX -> import_onnx -> canonicalise -> (calibrate, plan) -> rewrite -> lower -> 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tvm.target import Target
 from adr_tvm._tvm import is_cuda
 from adr_tvm.passes.adaptive_deep_reuse import AdaptiveDeepReuse
 from adr_tvm.passes.append_loss import AppendLoss
-from adr_tvm.passes.append_updates import AppendUpdates, Update
+from adr_tvm.passes.append_updates import AppendUpdates, Tracking, Update
 from adr_tvm.passes.branch_on_repetition import BranchOnRepetition
 from adr_tvm.passes.channels_last import ChannelsLast
 from adr_tvm.passes.conv_transpose_to_conv import ConvTransposeToConv
@@ -90,7 +91,15 @@ def canonicalise_for_training() -> Passes:
     ]
 
 
-def train(stage: Stage, label_smoothing: float, parameters: list[str], updates: list[Update]) -> Passes:
+def train(
+    stage: Stage,
+    label_smoothing: float,
+    parameters: list[str],
+    updates: list[Update],
+    tracked: Sequence[Tracking] = (),
+    precision: Precision | None = None,
+    scaled: bool = False,
+) -> Passes:
     """From a network with its weights as parameters to a training step.
 
     Args:
@@ -98,14 +107,19 @@ def train(stage: Stage, label_smoothing: float, parameters: list[str], updates: 
         label_smoothing: of the loss.
         parameters: names of the variables to differentiate by.
         updates: of these, in order.
+        tracked: updates of the running statistics of its batch norms, in order.
+        precision: data type that forward and backward will run in (``LowerPrecision``, ``EmulatePrecision``); None:
+            fp32.
+        scaled: whether the loss is scaled.
     """
     return [
         ReuseInTraining(stage),
         SeedDropout(),
-        AppendLoss(label_smoothing),
+        AppendLoss(label_smoothing, scaled),
         Differentiate(parameters),
-        FuseEpilogueGradient(),
-        AppendUpdates(updates),
+        # A kernel of both would have no place to round what is between them.
+        *([FuseEpilogueGradient()] if precision is None else []),
+        AppendUpdates(updates, tracked, scaled),
     ]
 
 

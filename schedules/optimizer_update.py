@@ -1,6 +1,8 @@
 """Updates of parameters by gradient descent, in place, in one pass over memory; torch's formulas.
 
-With parameter p, gradient g, learning rate r and the number t of the step (from 1):
+``control`` is float32 [4]: learning rate r, number t of the step (from 1), a factor s, and whether to go on. Kernels
+take s g for the gradient (s = 1 / loss scale, else 1), and change nothing where the last entry is 0. With parameter p
+and gradient g after that:
 
 - `sgd_update`: g' = g + decay p; with momentum b' = momentum b + g' and g'' = b' (nesterov: g' + momentum b');
   p' = p - r g''. At the first step b is 0, so that b' is g'.
@@ -21,6 +23,8 @@ from tvm.script import tirx as T
 from adr_tvm.schedules.accumulators import across
 from adr_tvm.schedules.sliding_window import loop_of
 
+RATE, COUNT, FACTOR, GO_ON = range(4)
+CONTROL = 4  # entries of ``control``
 LANES = 16
 CHUNK = 16 * 1024  # entries of a task
 
@@ -52,49 +56,50 @@ def _f(value: float) -> tirx.PrimExpr:
 
 
 def sgd_entry(momentum: float, nesterov: bool, decay: float) -> Callable[[list[Any], Any], None]:
-    """What emits the update of an entry (or a vector of them) of the buffers p, b, g and r."""
+    """What emits the update of an entry (or a vector of them) of the buffers p, b, g and control."""
 
     def update(buffers, i):
-        P, B, G, R = buffers
+        P, B, G, C = buffers
         p = T.bind(P[i])
-        g = T.bind(G[i] + _f(decay) * p if decay else G[i])
+        g = C[FACTOR] * G[i]
+        g = T.bind(g + _f(decay) * p if decay else g)
         if momentum:
             b = T.bind(_f(momentum) * B[i] + g)
             T.buffer_store(B, b, [i])
             g = T.bind(g + _f(momentum) * b) if nesterov else b
-        T.buffer_store(P, p - R[0] * g, [i])
+        T.buffer_store(P, p - C[RATE] * g, [i])
 
     return update
 
 
 @functools.cache
 def sgd_update(size: int, momentum: float, nesterov: bool, decay: float) -> tirx.PrimFunc:
-    """Returns: PrimFunc of p float32 [size], with momentum b likewise, g likewise, r and t float32 [1]."""
+    """Returns: PrimFunc of p float32 [size], with momentum b likewise, g likewise, control float32 [4]."""
     loop, tasks, entries = _over(size, sgd_entry(momentum, nesterov, decay))
     if momentum == 0:
 
         @T.prim_func(private=True)
-        def plain(p: T.handle, g: T.handle, rate: T.handle, count: T.handle):
+        def plain(p: T.handle, g: T.handle, control: T.handle):
             T.func_attr({"tirx.noalias": True, "op_pattern": 8})
             P = T.match_buffer(p, (T.int64(size),), "float32")
             G = T.match_buffer(g, (T.int64(size),), "float32")
-            R = T.match_buffer(rate, (T.int64(1),), "float32")
-            T.match_buffer(count, (T.int64(1),), "float32")
-            for task in loop(T.int64(tasks)):
-                entries([P, P, G, R], task)
+            C = T.match_buffer(control, (T.int64(CONTROL),), "float32")
+            if C[GO_ON] != T.float32(0):
+                for task in loop(T.int64(tasks)):
+                    entries([P, P, G, C], task)
 
         return plain
 
     @T.prim_func(private=True)
-    def kernel(p: T.handle, b: T.handle, g: T.handle, rate: T.handle, count: T.handle):
+    def kernel(p: T.handle, b: T.handle, g: T.handle, control: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         P = T.match_buffer(p, (T.int64(size),), "float32")
         B = T.match_buffer(b, (T.int64(size),), "float32")
         G = T.match_buffer(g, (T.int64(size),), "float32")
-        R = T.match_buffer(rate, (T.int64(1),), "float32")
-        T.match_buffer(count, (T.int64(1),), "float32")
-        for task in loop(T.int64(tasks)):
-            entries([P, B, G, R], task)
+        C = T.match_buffer(control, (T.int64(CONTROL),), "float32")
+        if C[GO_ON] != T.float32(0):
+            for task in loop(T.int64(tasks)):
+                entries([P, B, G, C], task)
 
     return kernel
 
@@ -102,12 +107,13 @@ def sgd_update(size: int, momentum: float, nesterov: bool, decay: float) -> tirx
 def adam_entry(
     beta1: float, beta2: float, epsilon: float, decay: float, decoupled: bool
 ) -> Callable[[list[Any], Any], None]:
-    """What emits the update of an entry (or a vector of them) of the buffers p, m, v, g and scalars."""
+    """What emits the update of an entry (or a vector of them) of the buffers p, m, v, g, control and scalars."""
 
     def update(buffers, i):
-        P, M, V, G, scalars = buffers
+        P, M, V, G, C, scalars = buffers
         p = T.bind(P[i])
-        g = T.bind(G[i] + _f(decay) * p if decay and not decoupled else G[i])
+        g = C[FACTOR] * G[i]
+        g = T.bind(g + _f(decay) * p if decay and not decoupled else g)
         m = T.bind(M[i] + _f(1.0 - beta1) * (g - M[i]))
         v = T.bind(_f(beta2) * V[i] + _f(1.0 - beta2) * g * g)
         T.buffer_store(M, m, [i])
@@ -118,39 +124,39 @@ def adam_entry(
     return update
 
 
-def adam_scalars(beta1: float, beta2: float, decay: float, decoupled: bool) -> Callable[[Any, Any, Any], None]:
-    """What emits ``scalars`` [3] of the rate r and the step t: rate and root without bias, share of p that stays."""
+def adam_scalars(beta1: float, beta2: float, decay: float, decoupled: bool) -> Callable[[Any, Any], None]:
+    """What emits ``scalars`` [3] of control: rate and root without bias, share of p that stays."""
 
-    def unbias(beta, N):
+    def unbias(beta, C):
         """1 - beta^t: in float32 it would lose four digits at the first steps."""
-        return T.float64(1) - T.pow(T.float64(beta), T.Cast("float64", N[0]))
+        return T.float64(1) - T.pow(T.float64(beta), T.Cast("float64", C[COUNT]))
 
-    def emit(scalars, R, N):
-        T.buffer_store(scalars, T.Cast("float32", T.Cast("float64", R[0]) / unbias(beta1, N)), [0])
-        T.buffer_store(scalars, T.Cast("float32", T.float64(1) / T.sqrt(unbias(beta2, N))), [1])
-        T.buffer_store(scalars, T.float32(1) - R[0] * T.float32(decay if decoupled else 0.0), [2])
+    def emit(scalars, C):
+        T.buffer_store(scalars, T.Cast("float32", T.Cast("float64", C[RATE]) / unbias(beta1, C)), [0])
+        T.buffer_store(scalars, T.Cast("float32", T.float64(1) / T.sqrt(unbias(beta2, C))), [1])
+        T.buffer_store(scalars, T.float32(1) - C[RATE] * T.float32(decay if decoupled else 0.0), [2])
 
     return emit
 
 
 @functools.cache
 def adam_update(size: int, beta1: float, beta2: float, epsilon: float, decay: float, decoupled: bool) -> tirx.PrimFunc:
-    """Returns: PrimFunc of p, m, v and g float32 [size], r and t float32 [1]."""
+    """Returns: PrimFunc of p, m, v and g float32 [size], control float32 [4]."""
     loop, tasks, entries = _over(size, adam_entry(beta1, beta2, epsilon, decay, decoupled))
     find_scalars = adam_scalars(beta1, beta2, decay, decoupled)
 
     @T.prim_func(private=True)
-    def kernel(p: T.handle, m: T.handle, v: T.handle, g: T.handle, rate: T.handle, count: T.handle):
+    def kernel(p: T.handle, m: T.handle, v: T.handle, g: T.handle, control: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         P = T.match_buffer(p, (T.int64(size),), "float32")
         M = T.match_buffer(m, (T.int64(size),), "float32")
         V = T.match_buffer(v, (T.int64(size),), "float32")
         G = T.match_buffer(g, (T.int64(size),), "float32")
-        R = T.match_buffer(rate, (T.int64(1),), "float32")
-        N = T.match_buffer(count, (T.int64(1),), "float32")
+        C = T.match_buffer(control, (T.int64(CONTROL),), "float32")
         scalars = T.alloc_buffer((3,), "float32")
-        find_scalars(scalars, R, N)
-        for task in loop(T.int64(tasks)):
-            entries([P, M, V, G, scalars], task)
+        find_scalars(scalars, C)
+        if C[GO_ON] != T.float32(0):
+            for task in loop(T.int64(tasks)):
+                entries([P, M, V, G, C, scalars], task)
 
     return kernel

@@ -101,6 +101,7 @@ def emulated_cuda() -> Iterator[list[str]]:
     replaced = {
         "ffi.Module.create.cuda": create,
         "device_api.cuda": tvm.get_global_func("device_api.cpu"),
+        "device_api.cuda_host": tvm.get_global_func("device_api.cpu"),
         "__tvm_set_device": lambda *_: None,
     }
     before = {name: tvm_ffi.get_global_func(name, allow_missing=True) for name in (*replaced, TIMER)}

@@ -15,7 +15,7 @@ from adr_tvm.build import build_module
 from adr_tvm.gradients import register_all
 from adr_tvm.models.chain import build_chain, he_normal
 from adr_tvm.passes import pipeline
-from adr_tvm.passes.append_updates import STEP, Update
+from adr_tvm.passes.append_updates import CONTROL_NAME, STEP, Update
 from adr_tvm.settings import ReuseSetting
 from adr_tvm.train.network import TrainingNetwork
 from adr_tvm.train.optimizers import SGD, AdamW
@@ -104,8 +104,8 @@ def arguments(network, params):
             value = rng.integers(0, 5, shape)
         elif dtype == "int64":
             value = np.array([1 << 33 | 5])
-        elif var.name in ("rate", "count"):
-            value = np.full(shape, {"rate": 0.01, "count": 3}[var.name])
+        elif var.name == CONTROL_NAME:
+            value = np.array([0.01, 3, 1, 1])
         elif "_" in var.name:
             value = np.abs(0.01 * rng.standard_normal(shape))  # the optimizer's state
         else:

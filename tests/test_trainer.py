@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,6 @@ def train(folder: Path, options: TrainOptions = ADAPTIVE, engine: fakes.Engine |
 
 
 def resumed(options: TrainOptions) -> TrainOptions:
-    from dataclasses import replace
-
     return replace(options, resume=True)
 
 
@@ -127,15 +126,11 @@ def test_bits_change_without_compiling(tmp_path):
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_compiling_ahead_changes_nothing(whole, tmp_path, ahead):
-    from dataclasses import replace
-
     trainer, _ = train(tmp_path, replace(ADAPTIVE, compile_ahead=ahead))
     np.testing.assert_array_equal(trainer.state.weight, whole[0]["parameters/weight"])
 
 
 def test_max_steps_stops_in_the_middle_and_goes_on(whole, tmp_path):
-    from dataclasses import replace
-
     with pytest.raises(UsageError, match="max-steps"):
         train(tmp_path / "no", replace(ADAPTIVE, max_steps=0))
     _, result = train(tmp_path, replace(ADAPTIVE, max_steps=13))
@@ -179,6 +174,59 @@ def test_parameters_that_are_not_finite_never_reach_the_disk(tmp_path):
     assert load_checkpoint(tmp_path / LAST)[1].step == 8
 
 
+class Overflowing(fakes.Engine):
+    """``overflows``: steps that are skipped, with or without a loss that is known."""
+
+    def __init__(self, overflows: dict[int, float], scale: float = 64.0) -> None:
+        super().__init__()
+        self.overflows, self.scale = overflows, scale
+
+    def compile(self, stage):
+        step, run = (made := super().compile(stage)), made.run
+
+        def skipping(state, x, labels, rate):
+            kept = state.arrays()
+            result = run(state, x, labels, rate)
+            loss = self.overflows.get(self.steps)
+            if loss is None:
+                return replace(result, scale=self.scale)
+            state.load(kept)
+            return replace(result, loss=loss, scale=self.scale, skipped=True)
+
+        step.run = skipping
+        return step
+
+
+def test_a_skipped_step_does_not_stop_the_run(tmp_path):
+    """NaN counts as a step without a loss, a finite one as any other; stages still begin where they should."""
+    _, result = train(tmp_path, engine=Overflowing({3: float("nan"), 9: float("inf"), 10: 0.5}))
+    log = events(tmp_path)
+    steps = [each for each in log if each["event"] == "step"]
+    assert result.steps == len(steps) == 40
+    assert [each["step"] for each in steps if each["skipped"]] == [3, 9, 10]
+    assert [each["loss"] for each in steps if each["skipped"]] == [None, None, 0.5]
+    first = next(each for each in log if each["event"] == "epoch")
+    assert first["loss"] == pytest.approx(np.mean([each["loss"] for each in steps[:8] if each["step"] != 3]))
+    assert [each["event"] for each in log].count("stage") > 2
+
+
+def test_skipped_steps_resume_to_the_same_run(tmp_path):
+    overflows = {3: float("nan"), 13: float("nan")}
+    whole, _ = train(tmp_path / "whole", engine=Overflowing(overflows))
+    train(tmp_path / "parts", replace(ADAPTIVE, max_steps=11), Overflowing(overflows))
+    later = Overflowing({step - 11: loss for step, loss in overflows.items()})
+    parts, _ = train(tmp_path / "parts", resumed(ADAPTIVE), later)
+    np.testing.assert_array_equal(parts.state.weight, whole.state.weight)
+    assert events(tmp_path / "parts") == events(tmp_path / "whole")
+
+
+def test_overflow_at_the_least_scale_is_divergence(tmp_path):
+    with pytest.raises(TrainingDivergedError, match="at every scale of the loss, in step 5"):
+        train(tmp_path, engine=Overflowing({5: 1.0}, scale=1.0))
+    with pytest.raises(TrainingDivergedError, match="the loss became nan in step 17"):
+        train(tmp_path / "nan", engine=fakes.Engine(fail_at=17))
+
+
 def test_best_is_kept(tmp_path):
     _, result = train(tmp_path)
     assert load_checkpoint(tmp_path / BEST)[1].best_accuracy == result.best_accuracy
@@ -189,8 +237,6 @@ def test_best_is_kept(tmp_path):
     [({"lr": 0.1}, r"--lr \(was 0\.002, now 0\.1\)"), ({"seed": 3, "window": 9}, "--seed.*--window|--window.*--seed")],
 )
 def test_other_options_are_named(tmp_path, options, message):
-    from dataclasses import replace
-
     train(tmp_path, replace(ADAPTIVE, epochs=1))
     with pytest.raises(UsageError, match=message):
         train(tmp_path, replace(ADAPTIVE, epochs=1, resume=True, **options))
@@ -227,8 +273,6 @@ def damaged(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["cut", "empty", "flipped", "text", "metadata"])
 def test_damaged_checkpoint_is_named(tmp_path, how):
-    from dataclasses import replace
-
     train(tmp_path, replace(ADAPTIVE, epochs=1))
     damaged(tmp_path / LAST, how)
     with pytest.raises(DataError, match=LAST):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -69,6 +70,8 @@ class Result:
     correct: int
     clusters: dict[str, tuple[int, int]]
     streamed: dict[str, int] = field(default_factory=dict)
+    scale: float | None = None
+    skipped: bool = False
 
 
 def softmax(state: State, x: np.ndarray) -> np.ndarray:
@@ -134,6 +137,9 @@ class Engine:
         self.compiled.append("; ".join(reuse_text(reuse) for reuse in stage.values()))
         time.sleep(0.01)
         return Step(stage, self)
+
+    def feed(self, batches):
+        return nullcontext(batches)
 
     def make_planes(self, state: State, stage: Stage, x: np.ndarray, seed: int) -> None:
         for layer, reuse in stage.items():

@@ -17,6 +17,7 @@ from adr_tvm.stream_table import DEFAULT_SLOTS
 from adr_tvm.train.controller import STRATEGIES
 from adr_tvm.train.networks import NETWORKS
 from adr_tvm.train.options import (
+    AMP,
     DEFAULT_FIXED,
     DEFAULT_LR,
     HASHES,
@@ -55,6 +56,9 @@ examples:
       go on after Ctrl-C or a crash, to the same curve
   adr-train net.onnx --data images/ --reuse fixed --stages 16x10:straight-through
   adr-train cifarnet --data cifar10.tgz --reuse adaptive --stages 16x8,8x12,dense
+
+  adr-train cifarnet --data cifar10.tgz --target cuda --amp bf16 --pin-memory
+      on this machine's NVIDIA GPU, products on its tensor cores
 
   adr-train --init net.onnx --plan net-adr/plan.json --data images/ --lr 0.005
       fine-tune: layers reuse in every step as they will when compiled, so a plan
@@ -206,6 +210,23 @@ def _add_controller_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_run_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--target",
+        metavar="NAME",
+        help="where it trains: cpu, or cuda (or a preset of it) for this machine's NVIDIA GPU (default: cpu)",
+    )
+    group.add_argument(
+        "--amp",
+        metavar="|".join(AMP),
+        help="mixed precision: forward and backward in 16 bits with fp32 sums, parameters in fp32, with fp16 a scaled "
+        "loss; on a processor the rounding is emulated, which is slower (default: all in fp32)",
+    )
+    group.add_argument(
+        "--pin-memory",
+        action="store_true",
+        default=None,
+        help="on a GPU: copy the next batch from page-locked memory while a step runs",
+    )
     group.add_argument("--checkpoint-every", metavar="N", type=int, help="steps, within an epoch (default: at its end)")
     group.add_argument("--max-steps", metavar="N", type=int, help="stop after so many; --resume goes on")
     group.add_argument(

@@ -11,7 +11,8 @@ For y = activation(conv(x, w) + bias [+ residual]) and dz the gradient of what t
 - ``relax.adr.epilogue_weight_grad(x, y, dy) -> (dw, dbias)``: the weight gradient with the epilogue's
   (``gradients/epilogue.py``), for a layer whose dz nothing else reads. Attributes of both.
 
-A dense layer is a 1x1 convolution: dW = X^T dZ, dX = dZ W^T. All float32, channels last, of static shapes.
+A dense layer is a 1x1 convolution: dW = X^T dZ, dX = dZ W^T. All float32, channels last, of static shapes; in mixed
+precision factors and dX are of 16 bits (``passes/lower_precision.py``).
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def _infer(call: relax.Call) -> relax.Type:
         return weight
     if call.op.name == EPILOGUE_WEIGHT_GRAD:
         return relax.TupleType([weight, tensor_type([g.M * groups])])
-    return tensor_type([batch, g.H, g.W, g.C * groups])
+    return tensor_type([batch, g.H, g.W, g.C * groups], str(call.args[0].ty.dtype))
 
 
 def _legalize(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:

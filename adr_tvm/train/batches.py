@@ -10,6 +10,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,12 +23,18 @@ AHEAD = 2  # batches kept ready
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step takes: ``x`` float32 [B, C, H, W], ``labels`` int32 [B]."""
+    """What a step takes: ``x`` float32 [B, C, H, W], ``labels`` int32 [B]; ``copy`` is x on a GPU, if it is there."""
 
     step: int
     epoch: int
     x: np.ndarray
     labels: np.ndarray
+    copy: Any = None
+
+    @property
+    def given(self) -> Any:
+        """x where the step reads it."""
+        return self.x if self.copy is None else self.copy
 
 
 class Batches:

@@ -43,6 +43,7 @@ class Progress:
         before: accuracies on it before the first step of fine-tuning, with the plan (``reuse``) and ``dense``.
         dense_accuracy: after the last epoch of fine-tuning, without reuse.
         loss_sum, correct, busy: of the current epoch: sum of losses, right answers, seconds of steps.
+        unknown: steps of the current epoch that were skipped without a finite loss.
         seconds: spent so far, by phase.
     """
 
@@ -59,6 +60,7 @@ class Progress:
     loss_sum: float = 0.0
     correct: int = 0
     busy: float = 0.0
+    unknown: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     version: int = FORMAT_VERSION
     sha256: str = ""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,17 +12,22 @@ import numpy as np
 import tvm
 
 from adr_tvm import ops
+from adr_tvm._tvm import device_of
 from adr_tvm.errors import ModelError
 from adr_tvm.geometry import ConvGeometry
+from adr_tvm.precision import Precision
+from adr_tvm.train.batches import Batch
 from adr_tvm.train.controller import LayerTimes
 from adr_tvm.train.evaluation import Evaluator
 from adr_tvm.train.layer_times import time_layer
+from adr_tvm.train.loss_scaling import LossScaling
 from adr_tvm.train.network import TrainingNetwork
 from adr_tvm.train.optimizers import Optimizer
 from adr_tvm.train.plane_fitting import PlaneFitter
+from adr_tvm.train.prefetch import Prefetch
 from adr_tvm.train.stage import LayerReuse, Stage
 from adr_tvm.train.state import TrainingState
-from adr_tvm.train.step import TrainingStep
+from adr_tvm.train.step import TrainingStep, is_scaled
 
 if TYPE_CHECKING:
     import onnx
@@ -38,6 +44,8 @@ class CompiledEngine:
         label_smoothing: of the loss.
         name: for reports; None: that of the file.
         seed: of the dropouts.
+        precision: data type of forward and backward in mixed precision; None: fp32. Evaluation is always fp32.
+        pinned: on a GPU, batches are copied from page-locked memory while steps run.
 
     Raises:
         ModelError: the network cannot be trained, or does not take images.
@@ -52,6 +60,8 @@ class CompiledEngine:
         label_smoothing: float = 0.0,
         name: str | None = None,
         seed: int = 0,
+        precision: Precision | None = None,
+        pinned: bool = False,
     ) -> None:
         self.network = TrainingNetwork(model_path, target)
         self.optimizer, self.batch, self.label_smoothing, self.seed = optimizer, batch, label_smoothing, seed
@@ -65,15 +75,49 @@ class CompiledEngine:
         self.input_shape: tuple[int, int, int] = (int(shape[1]), int(shape[2]), int(shape[3]))
         self.classes = self.network.classes
         self.candidates: Mapping[str, ConvGeometry] = self.network.candidates
+        self.precision = precision
         self._fitter: PlaneFitter | None = None
+        self._device = device_of(target)
+        self._stream = (self._device.create_raw_stream() or 0) if pinned else None
+        self._prefetch: Prefetch | None = None
 
     def initial_state(self) -> TrainingState:
-        """The state before the first step."""
-        return TrainingState(self.network.initial_parameters(), self.optimizer.slots, self.network.statistics())
+        """The state before the first step, on the device."""
+        return TrainingState(
+            self.network.initial_parameters(),
+            self.optimizer.slots,
+            self.network.statistics(),
+            self._device,
+            LossScaling.begin() if is_scaled(self.precision) else None,
+        )
 
     def compile(self, stage: Stage) -> TrainingStep:
         """A step for a stage, for as many bits as it names."""
-        return TrainingStep(self.network, stage, self.optimizer, self.batch, self.label_smoothing, self.seed)
+        return TrainingStep(
+            self.network,
+            stage,
+            self.optimizer,
+            self.batch,
+            self.label_smoothing,
+            self.seed,
+            self.precision,
+            self._stream,
+            self._launched,
+        )
+
+    @contextmanager
+    def feed(self, batches: Iterable[Batch]) -> Iterator[Iterable[Batch]]:
+        """Batches that are copied ahead from page-locked memory, or as they are: each step copies its own then."""
+        if self._stream is None:
+            yield batches
+            return
+        with Prefetch(batches, self._device) as self._prefetch:
+            yield self._prefetch
+        self._prefetch = None
+
+    def _launched(self) -> None:
+        if self._prefetch is not None:
+            self._prefetch.launched()
 
     def make_planes(self, state: TrainingState, stage: Stage, x: np.ndarray, seed: int) -> None:
         """Fit the planes of the reusing layers of a stage to a batch x float32 [batch, C, H, W]."""
@@ -107,7 +151,8 @@ class CompiledEngine:
     def export(self, state: TrainingState) -> onnx.ModelProto:
         """The network with trained weights."""
         parameters = {name: tensor.numpy() for name, tensor in state.parameters.items()}
-        return self.network.to_onnx(parameters, state.statistics)
+        statistics = {name: (mean.numpy(), var.numpy()) for name, (mean, var) in state.statistics.items()}
+        return self.network.to_onnx(parameters, statistics)
 
     def layer_inputs(self, state: TrainingState, x: np.ndarray) -> dict[str, np.ndarray]:
         """What each layer that may reuse sees of a batch x float32 [batch, C, H, W]: float32 [batch, H, W, C]."""

@@ -113,14 +113,16 @@ class Controller:
         positions = self._next_positions()
         return None if positions is None else self._stage(positions)
 
-    def observe(self, loss: float) -> bool:
+    def observe(self, loss: float | None) -> bool:
         """Take in the loss of a step; returns whether a new stage begins with the next step.
+
+        None is the loss of a step that was skipped without one: it counts as a step and says nothing else.
 
         Raises:
             ValueError: the loss is not finite.
         """
         self.state.step += 1
-        ended = observe(self.state.plateau, loss, self._rule)
+        ended = loss is not None and observe(self.state.plateau, loss, self._rule)
         if self.finished:
             return False
         if self._deadline is not None and self.state.step >= self._deadline:

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from adr_tvm.geometry import ConvGeometry
+from adr_tvm.train.batches import Batch
 from adr_tvm.train.controller import LayerTimes
 from adr_tvm.train.stage import LayerReuse, Stage
 
@@ -36,7 +38,8 @@ class State(Protocol):
 
 class StepResult(Protocol):
     """What a step found out: mean loss before the update, right answers, {layer: (clusters, vectors)}, and of these
-    clusters those taken over from earlier batches, where clusters persist."""
+    clusters those taken over from earlier batches, where clusters persist; the scale of the loss, where it is scaled,
+    and whether the step was skipped for an overflow under that scale: then the loss may not be finite."""
 
     @property
     def loss(self) -> float: ...
@@ -46,13 +49,17 @@ class StepResult(Protocol):
     def clusters(self) -> Mapping[str, tuple[int, int]]: ...
     @property
     def streamed(self) -> Mapping[str, int]: ...
+    @property
+    def scale(self) -> float | None: ...
+    @property
+    def skipped(self) -> bool: ...
 
 
 class Step(Protocol):
     """One compiled variant: batch, optimizer and stage are fixed, but for the number of bits in use."""
 
-    def run(self, state: Any, x: np.ndarray, labels: np.ndarray, rate: float) -> StepResult:
-        """Take a step; ``state`` is changed. x float32 [B, C, H, W], labels int32 [B]."""
+    def run(self, state: Any, x: Any, labels: np.ndarray, rate: float) -> StepResult:
+        """Take a step; ``state`` is changed. x float32 [B, C, H, W], as ``Engine.feed`` gives it, labels int32 [B]."""
         ...
 
 
@@ -87,6 +94,10 @@ class Engine(Protocol):
 
     def compile(self, stage: Stage) -> Step:
         """A step for a stage, with as many bits as it names; takes a while. May be called from another thread."""
+        ...
+
+    def feed(self, batches: Iterable[Batch]) -> AbstractContextManager[Iterable[Batch]]:
+        """Batches on their way to where steps run, within a block."""
         ...
 
     def make_planes(self, state: Any, stage: Stage, x: np.ndarray, seed: int) -> None:

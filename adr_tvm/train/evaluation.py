@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import tvm
 from tvm import relax
 
+from adr_tvm._tvm import device_of
 from adr_tvm.build import build_module
 from adr_tvm.passes import pipeline
 from adr_tvm.train.network import TrainingNetwork
@@ -33,20 +33,21 @@ class Evaluator:
         self._whole = not self.stage or network.fixed_batch
         mod = network.with_batch(batch) if self._whole else network.mod
         mod = pipeline.run(pipeline.evaluate(self.stage), mod, network.target)
-        self._main = relax.VirtualMachine(build_module(mod, network.target), tvm.cpu())["main"]
+        self._device = device_of(network.target)
+        self._main = relax.VirtualMachine(build_module(mod, network.target), self._device)["main"]
 
     def logits(self, state: TrainingState, x: np.ndarray) -> np.ndarray:
         """Logits float32 [n, classes] of a batch or less, x float32 [n, ...]."""
         filling = self._whole and len(x) < self.batch
         given = np.resize(x, (self.batch, *x.shape[1:])) if filling else x
-        statistics = [tensor_of(part) for both in state.statistics.values() for part in both]
+        statistics = [part for both in state.statistics.values() for part in both]
         geometries = self.network.candidates
         tables = [
-            tensor_of(part)
+            tensor_of(part, self._device)
             for layer, reuse in self.stage.items()
             for part in hash_tables(state, layer, geometries[layer], reuse.setting)
         ]
-        found = self._main(tensor_of(given), *state.parameters.values(), *tables, *statistics)
+        found = self._main(tensor_of(given, self._device), *state.parameters.values(), *tables, *statistics)
         return found.numpy()[: len(x)]
 
     def run(self, state: TrainingState, x: np.ndarray, labels: np.ndarray) -> tuple[float, int]:

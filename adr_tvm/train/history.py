@@ -101,7 +101,8 @@ def gather(events: Iterable[dict[str, Any]]) -> History:
             history.steps.append(event)
             stage = history.stages[-1]
             stage.end = event["step"]
-            stage.losses.append(event["loss"])
+            if event["loss"] is not None:
+                stage.losses.append(event["loss"])
             stage.seconds.append(event["seconds"])
             for layer, now in event["layers"].items():
                 stage.ratios.setdefault(layer, []).append(now["r_c"])

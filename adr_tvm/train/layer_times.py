@@ -15,6 +15,7 @@ import tvm
 from tvm import relax
 
 from adr_tvm import ops
+from adr_tvm._tvm import device_of
 from adr_tvm.build import build_module
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.gradients import register_all
@@ -101,28 +102,29 @@ def time_layer(
         planes: float32 [S, L, H] and thresholds [S, H].
         seed: of weights and output gradients.
     """
-    rng = np.random.default_rng(seed)
+    rng, device = np.random.default_rng(seed), device_of(target)
     shape = (len(x), *[int(dim) for dim in list(call.args[0].ty.shape)[1:]])
 
     def noise(type_: relax.TensorType, first: int | None = None) -> tvm.runtime.Tensor:
         dims = [int(d) for d in list(type_.shape)[first is not None :]]
-        return tensor_of(rng.standard_normal(dims if first is None else [first, *dims]).astype(np.float32))
+        return tensor_of(rng.standard_normal(dims if first is None else [first, *dims]).astype(np.float32), device)
 
-    data = [tensor_of(x.reshape(shape)), noise(call.args[1].ty), noise(call.args[2].ty), noise(call.ty, len(x))]
+    data = [tensor_of(x.reshape(shape), device), noise(call.args[1].ty), noise(call.args[2].ty), noise(call.ty, len(x))]
     table = {name: np.zeros(*each) for name, each in _stream(ops.geometry_of(call), reuse).items()}
     if table:
         table["now"][:] = 1  # the first turn fills the table, those that count find all clusters in it
-    tables = [tensor_of(part) for part in (*planes, *table.values())]
+    tables = [tensor_of(part, device) for part in (*planes, *table.values())]
     runs: list[Callable[[], object]] = []
     for each, arguments in ((None, data), (reuse, [*data, *tables])):
         library = build_module(gradient_module(call, each, len(x), input_gradient), target)
-        main = relax.VirtualMachine(library, tvm.cpu())["main"]
+        main = relax.VirtualMachine(library, device)["main"]
         runs.append(functools.partial(main, *arguments))
     times: list[list[float]] = [[], []]
     for turn in range(-1, TURNS):
         for run, kept in zip(runs, times, strict=True):
             start = time.perf_counter()
             run()
+            device.sync()
             if turn >= 0:
                 kept.append(time.perf_counter() - start)
     return LayerTimes(*(float(np.median(each)) for each in times))

@@ -17,13 +17,17 @@ def live_note(
     stage: Stage,
     ratios: Mapping[str, float],
     streamed: Mapping[str, float],
+    scale: float | None = None,
 ) -> str:
     """``loss 1.23, accuracy 56 %, 890 images/s, conv2 L=16 H=8 r_c 1.3 %``.
 
     Where many layers reuse, the first few are named, and the mean r_c of all is given. ``streamed`` is the share of
-    clusters taken over from earlier batches, of the layers whose clusters persist: ``, 97 % taken over``.
+    clusters taken over from earlier batches, of the layers whose clusters persist: ``, 97 % taken over``. ``scale`` is
+    that of the loss, where it is scaled: ``, loss scale 65536``.
     """
     words = [f"loss {loss:.3f}", f"accuracy {100 * accuracy:.1f} %", f"{significant(images_per_second)} images/s"]
+    if scale is not None:
+        words.append(f"loss scale {scale:g}")
     reusing = {layer: reuse for layer, reuse in stage.items() if reuse is not None}
     for layer, reuse in list(reusing.items())[:MOST_LAYERS]:
         ratio = f" r_c {percent(ratios[layer])}" if layer in ratios else ""

@@ -9,6 +9,9 @@
 | ``epoch`` | step, epoch, loss, accuracy, test_loss, test_accuracy, images_per_second, seconds: {phase: s so far}; |
 |  | of fine-tuning dense_accuracy: without reuse, where test_accuracy is with it |
 
+With a scaled loss a step has ``scale`` and ``skipped``: whether an overflow under it made the step change nothing; its
+loss is null then if it was not finite.
+
 Layers whose clusters persist also have ``streamed``: the share of clusters whose centroid is that of an earlier batch.
 Lines are whole: a run that goes on from a checkpoint cuts the file where the checkpoint was made.
 """

@@ -23,9 +23,9 @@ class Optimizer(Protocol):
         """What is kept for each parameter: tensors of its shape, 0 at first."""
 
     def kernel(self, size: int, gpu: bool = False) -> tirx.PrimFunc:
-        """PrimFunc of (parameter, slots in order, gradient: float32 [size]; rate, step from 1: float32 [1]).
+        """PrimFunc of (parameter, slots in order, gradient: float32 [size]; control: float32 [4]).
 
-        It changes the parameter and the slots; ``gpu``: one for CUDA.
+        It changes the parameter and the slots; ``gpu``: one for CUDA. Control: ``schedules/optimizer_update.py``.
         """
 
 

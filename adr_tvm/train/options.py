@@ -14,10 +14,13 @@ from typing import Any
 from adr_tvm.errors import UsageError
 from adr_tvm.settings import GRANULARITIES, SCOPES, ReuseSetting
 from adr_tvm.stream_table import DEFAULT_SLOTS, STREAMING
+from adr_tvm.targets import find_target
 from adr_tvm.train.controller import FIXED, OFF, STRATEGIES, STREAM
 from adr_tvm.train.plateau import PlateauRule
 from adr_tvm.train.stage import INPUT_GRADIENTS, LayerReuse
 
+THIS_CPU = "cpu"
+AMP = ("fp16", "bf16")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 LR_SCHEDULES = ("constant", "cosine", "step", "one-cycle", "stable-decay")
 HASHES = ("gaussian", "pca")
@@ -27,7 +30,7 @@ DEFAULT_FIXED = "8x12"
 FIXED_PLANES, REFIT_PLANES, LEARNED_PLANES = "fixed", "refit", "learned"
 PLANE_MODES = (FIXED_PLANES, REFIT_PLANES, LEARNED_PLANES)
 
-_NO_EFFECT_ON_CURVE = ("resume", "threads", "checkpoint_every", "compile_ahead", "max_steps")
+_NO_EFFECT_ON_CURVE = ("pin_memory", "resume", "threads", "checkpoint_every", "compile_ahead", "max_steps")
 _STAGE = re.compile(r"(?:(?P<granularity>[a-z]+)/)?(?P<L>\d+)x(?P<H>\d+)(?P<more>(?::[a-z-]+)*)")
 BACKWARD_ONLY = "backward-only"
 
@@ -37,6 +40,9 @@ class TrainOptions:
     """How a network is trained.
 
     Attributes:
+        target: where it trains: ``cpu`` or a CUDA target that this machine's GPU is of; None: this machine's processor.
+        amp: ``fp16`` or ``bf16``: forward and backward in 16 bits, parameters in fp32; None: all in fp32.
+        pin_memory: on a GPU, copy the next batch from page-locked memory while a step runs.
         init: ONNX file whose weights training starts with; None: those of the network.
         plan: folder or ``plan.json`` to fine-tune under (`adr_tvm.train.fine_tuning`); None: none.
         max_drop: find that plan, with up to this share of the accuracy lost before fine-tuning; None: do not.
@@ -78,6 +84,9 @@ class TrainOptions:
         UsageError: a value out of range, or options that contradict each other.
     """
 
+    target: str | None = None
+    amp: str | None = None
+    pin_memory: bool = False
     init: str | None = None
     plan: str | None = None
     max_drop: float | None = None
@@ -129,6 +138,7 @@ class TrainOptions:
             raise UsageError(f"--std is {list(self.std)}, expected more than 0")
         if self.nesterov and not (self.optimizer == "sgd" and self.momentum > 0):
             raise UsageError("--nesterov is for --optimizer sgd with --momentum")
+        self._check_place()
         self._check_streaming()
         self._check_fine_tuning()
         listed = self.listed_stages()
@@ -136,6 +146,11 @@ class TrainOptions:
             raise UsageError("--stages needs --reuse fixed, adaptive or adaptive+stream")
         if self.reuse == FIXED and len(listed) != 1:
             raise UsageError(f"--reuse fixed has one stage, --stages gives {len(listed)}: {self.stages}")
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the network trains on a GPU."""
+        return self.target is not None and find_target(self.target).gpu is not None
 
     @property
     def fine_tuning(self) -> bool:
@@ -169,6 +184,7 @@ class TrainOptions:
     def curve(self) -> dict[str, Any]:
         """The options that a run's curves depend on, JSON-ready: a resumed run must have the same."""
         content = {name: value for name, value in asdict(self).items() if name not in _NO_EFFECT_ON_CURVE}
+        content["target"] = "cuda" if self.on_gpu else None  # which of its names it has does not matter
         return {name: list(value) if isinstance(value, tuple) else value for name, value in content.items()}
 
     def _parsed(self, text: str) -> LayerReuse | None:
@@ -190,6 +206,23 @@ class TrainOptions:
             return LayerReuse(setting, gradient, self.reuse == STREAM, self.stream_slots, backward_only)  # type: ignore[arg-type]
         except ValueError as error:
             raise UsageError(f"--stages: {error}") from None
+
+    def _check_place(self) -> None:
+        entry = find_target(self.target or THIS_CPU)
+        if entry.gpu is None and entry.name != THIS_CPU:
+            raise UsageError(f"--target {entry.name} is another machine: training is for {THIS_CPU} and CUDA targets")
+        reuse = f"--reuse {self.reuse}" if self.reuse != OFF else "--plan" if self.plan is not None else "--max-drop"
+        reuses = self.reuse != OFF or self.fine_tuning
+        if self.on_gpu and self.fine_tuning:
+            raise UsageError(f"{reuse} cannot go with --target {self.target}: a plan is trained under on a processor")
+        if self.on_gpu and self.reuse == STREAM:
+            raise UsageError(
+                f"{reuse} cannot go with --target {self.target}: clusters that persist have no kernels for CUDA"
+            )
+        if self.amp is not None and reuses:
+            raise UsageError(f"{reuse} cannot go with --amp: reuse trains in fp32 only")
+        if self.pin_memory and not self.on_gpu:
+            raise UsageError("--pin-memory is for GPUs: it needs --target cuda")
 
     def _check_fine_tuning(self) -> None:
         if self.plan is not None and self.max_drop is not None:
@@ -242,6 +275,7 @@ class TrainOptions:
 
     def _check_words(self) -> None:
         for flag, value, allowed in (
+            ("--amp", self.amp or AMP[0], AMP),
             ("--reuse", self.reuse, STRATEGIES),
             ("--optimizer", self.optimizer, OPTIMIZERS),
             ("--lr-schedule", self.lr_schedule, LR_SCHEDULES),

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import tvm
 from tvm import relax
 
+from adr_tvm._tvm import device_of
 from adr_tvm.build import build_module
 from adr_tvm.hashing.planes import HashPlanes, make_planes
 from adr_tvm.hashing.vector_statistics import SAMPLE_BYTES, VectorStatistics
@@ -39,11 +39,12 @@ class PlaneFitter:
         self.network, self.layers, self.batch = network, list(layers), batch
         mod = pipeline.run(pipeline.observe(self.layers), network.with_batch(batch), network.target)
         del mod["main"]
-        self._observe = relax.VirtualMachine(build_module(mod, network.target), tvm.cpu())[ENTRY]
+        self._device = device_of(network.target)
+        self._observe = relax.VirtualMachine(build_module(mod, network.target), self._device)[ENTRY]
 
     def inputs(self, state: TrainingState, x: np.ndarray) -> dict[str, np.ndarray]:
         """What each layer gets, float32 [batch, H, W, C], for images x float32 [batch, ...]."""
-        _, found = self._observe(tensor_of(x), *state.parameters.values())
+        _, found = self._observe(tensor_of(x, self._device), *state.parameters.values())
         shapes = {layer: self.network.candidates[layer] for layer in self.layers}
         return {
             layer: tensor.numpy().reshape(self.batch, g.H, g.W, g.C)

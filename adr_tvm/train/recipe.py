@@ -16,16 +16,27 @@ if TYPE_CHECKING:
 
 
 def compiled_engine(path: Path, options: TrainOptions, name: str) -> CompiledEngine:
-    """The network of an ONNX file, compiled for this machine.
+    """The network of an ONNX file, compiled for this machine's processor or GPU.
 
     Raises:
         ModelError: the file is bad, or has operators without a gradient.
+        MissingDependencyError, UsageError: as ``training_entry``.
     """
-    from adr_tvm.targets import find_target
+    from adr_tvm.precision import PRECISIONS
     from adr_tvm.train.compiled_engine import CompiledEngine
+    from adr_tvm.train.training_target import training_entry
 
-    target = find_target("cpu").make(None)
-    return CompiledEngine(path, optimizer(options), options.batch, target, options.label_smoothing, name, options.seed)
+    return CompiledEngine(
+        path,
+        optimizer(options),
+        options.batch,
+        training_entry(options.target, options.amp).make(None),
+        options.label_smoothing,
+        name,
+        options.seed,
+        None if options.amp is None else PRECISIONS[options.amp],
+        options.pin_memory,
+    )
 
 
 def tuned_engine(path: Path, options: TrainOptions, name: str, plan: ReusePlan) -> TunedEngine:

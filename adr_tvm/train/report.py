@@ -130,13 +130,13 @@ def _stage_words(stage: StageRecord) -> str:
 
 
 def _plots(history: History) -> list[Curves]:
-    steps = [each["step"] for each in history.steps]
     epochs = [each["step"] for each in history.epochs]
     marks, last = [stage.start for stage in history.stages], history.last_step
     layers = list(dict.fromkeys(layer for each in history.steps for layer in each["layers"]))
 
     def of(name: str, key: str, colour: int) -> Series:
-        return Series(name, steps, [each[key] for each in history.steps], colour)
+        told = [each for each in history.steps if each.get(key) is not None]
+        return Series(name, [each["step"] for each in told], [each[key] for each in told], colour)
 
     def tested(key: str, name: str = "test", colour: int = 1) -> Series:
         return Series(name, epochs, [each[key] for each in history.epochs], colour, dots=True)
@@ -163,6 +163,7 @@ def _plots(history: History) -> list[Curves]:
         curves("Clusters taken over from earlier batches", by_layer("streamed"), last, marks, top=1.0),
         curves("Images a second", [of("training", "images_per_second", 0)], last, marks),
         curves("Learning rate", [of("training", "lr", 0)], last, marks),
+        curves("Scale of the loss", [of("training", "scale", 0)], last, marks, log=True),
     ]
     return [each for each in found if each is not None]
 

@@ -12,6 +12,7 @@ from adr_tvm.deploy.threads import set_threads
 from adr_tvm.errors import AdrError, UsageError
 from adr_tvm.progress import get_log
 from adr_tvm.train.options import TrainOptions
+from adr_tvm.train.training_target import training_entry
 
 if TYPE_CHECKING:
     from adr_tvm.train.engine import Engine
@@ -65,6 +66,7 @@ def train_model(
         DataError: the data are missing, bad or do not fit the network, or a checkpoint is damaged.
         UsageError: the folder holds another run, or cannot be written; neither network nor ``options.init`` is given.
         TrainingDivergedError: the loss became NaN.
+        MissingDependencyError: there is no GPU, or nothing to compile for it with.
         KeyboardInterrupt: after Ctrl-C; a checkpoint was written.
     """
     options = options or TrainOptions()
@@ -72,9 +74,23 @@ def train_model(
     if named is None:
         raise UsageError("there is no network: give NETWORK or --init MODEL.onnx")
     folder = default_output(named) if out is None else Path(out)
-    _check_folder(folder, options)
     set_threads(options.threads)
+    entry = training_entry(options.target, options.amp)
+    _check_folder(folder, options)
+    from adr_tvm.build import code_objects_of
 
+    with code_objects_of(entry):
+        return _trained(network, str(named), data, folder, options, make_engine)
+
+
+def _trained(
+    network: str | Path | None,
+    named: str,
+    data: str | Path,
+    folder: Path,
+    options: TrainOptions,
+    make_engine: Callable[[Path, TrainOptions, str], Engine] | None,
+) -> TrainResult:
     from adr_tvm.data.training_data import check_classes, open_training_data
     from adr_tvm.jsonfile import write_bytes
     from adr_tvm.train.augmentation import Preparation

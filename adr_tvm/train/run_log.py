@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class RunLog(MetricsLog):
         super().__init__(folder / METRICS_FILE, keep)
         self._epochs = epochs
         self._loss, self._accuracy, self._seconds = Smoothed(), Smoothed(), Smoothed()
+        self._shown = math.nan
 
     def start(self, controller: Controller, **facts: Any) -> None:
         """The run begins."""
@@ -69,11 +71,12 @@ class RunLog(MetricsLog):
             "step",
             step=step,
             epoch=batch.epoch + 1,
-            loss=result.loss,
+            loss=result.loss if math.isfinite(result.loss) else None,
             accuracy=result.correct / images,
             lr=rate,
             images_per_second=round(images / max(1e-9, seconds), 2),
             seconds=round(seconds, 6),
+            **({} if result.scale is None else {"scale": result.scale, "skipped": result.skipped}),
             layers={
                 layer: {
                     "L": reuse.setting.L,
@@ -85,9 +88,11 @@ class RunLog(MetricsLog):
                 if reuse is not None and layer in ratios
             },
         )
-        loss, accuracy = self._loss.add(result.loss), self._accuracy.add(result.correct / images)
+        if math.isfinite(result.loss):
+            self._shown = self._loss.add(result.loss)
+        accuracy = self._accuracy.add(result.correct / images)
         speed = images / max(1e-9, self._seconds.add(seconds))
-        bar.advance(1, live_note(loss, accuracy, speed, stage, ratios, shares))
+        bar.advance(1, live_note(self._shown, accuracy, speed, stage, ratios, shares, result.scale))
 
     def epoch(
         self,

@@ -1,6 +1,7 @@
 """What changes during training: parameters, the optimizer's state, running statistics, hash planes, kept centroids.
 
-Everything lies in tensors that compiled steps read and write in place.
+What every step changes lies in tensors of the device, which compiled steps read and write in place: on a GPU nothing of
+it is copied between steps. Planes, which change rarely, are arrays of this machine's memory.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import tvm
 
 from adr_tvm.errors import DataError
 from adr_tvm.hashing.planes import HashPlanes
+from adr_tvm.train.loss_scaling import LossScaling
 
 
 class TrainingState:
@@ -21,6 +23,8 @@ class TrainingState:
         parameters: initial values float32, by initializer name.
         slots: names of what the optimizer keeps for each parameter; zeros at first.
         statistics: running mean and variance float32 [C] of each batch norm at first, by node name.
+        device: where tensors lie; None: in this machine's memory.
+        scaling: of the loss; None: it is not scaled.
 
     Attributes:
         parameters: tensors by name.
@@ -29,7 +33,8 @@ class TrainingState:
         planes: hash planes of the layers that have reused so far, by layer.
         streams: parts of the table of centroids of each layer whose clusters persist, by layer; as planes change
             they are forgotten.
-        count: steps taken.
+        device, scaling: as given.
+        count: steps taken, skipped ones too.
     """
 
     def __init__(
@@ -37,29 +42,40 @@ class TrainingState:
         parameters: Mapping[str, np.ndarray],
         slots: Iterable[str],
         statistics: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        device: tvm.runtime.Device | None = None,
+        scaling: LossScaling | None = None,
     ) -> None:
-        self.parameters = {name: tensor_of(value) for name, value in parameters.items()}
+        self.device, self.scaling = device, scaling
+        self.parameters = {name: tensor_of(value, device) for name, value in parameters.items()}
         self.slots = {
-            name: {slot: tensor_of(np.zeros_like(value)) for slot in slots} for name, value in parameters.items()
+            name: {slot: tensor_of(np.zeros_like(value), device) for slot in slots}
+            for name, value in parameters.items()
         }
-        self.statistics = {name: (mean.copy(), variance.copy()) for name, (mean, variance) in statistics.items()}
+        self.statistics = {
+            name: (tensor_of(mean, device), tensor_of(variance, device))
+            for name, (mean, variance) in statistics.items()
+        }
         self.planes: dict[str, HashPlanes] = {}
         self.streams: dict[str, dict[str, tvm.runtime.Tensor]] = {}
         self.count = 0
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Copies of everything as arrays, by path: ``parameters/NAME``, ``slots/SLOT/NAME``, ``statistics/mean/NAME``,
-        ``planes/planes/LAYER``, ``streams/centroids/LAYER``, ``count`` ..."""
+        ``planes/planes/LAYER``, ``streams/centroids/LAYER``, ``loss_scaling`` (scale, good steps, skipped), ``count``
+        ..."""
         found = {f"parameters/{name}": tensor.numpy() for name, tensor in self.parameters.items()}
         for name, slots in self.slots.items():
             found |= {f"slots/{slot}/{name}": tensor.numpy() for slot, tensor in slots.items()}
         for name, (mean, variance) in self.statistics.items():
-            found |= {f"statistics/mean/{name}": mean.copy(), f"statistics/variance/{name}": variance.copy()}
+            found |= {f"statistics/mean/{name}": mean.numpy(), f"statistics/variance/{name}": variance.numpy()}
         for layer, planes in self.planes.items():
             for part in ("planes", "thresholds", "mu"):
                 found[f"planes/{part}/{layer}"] = getattr(planes, part).copy()
         for layer, table in self.streams.items():
             found |= {f"streams/{part}/{layer}": tensor.numpy() for part, tensor in table.items()}
+        if self.scaling is not None:
+            kept = self.scaling.scale, self.scaling.good, self.scaling.skipped
+            found["loss_scaling"] = np.array(kept, np.float64)
         return found | {"count": np.array([self.count], np.int64)}
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -83,14 +99,17 @@ class TrainingState:
             tensor.copyfrom(np.ascontiguousarray(arrays[f"parameters/{name}"]))
             for slot, kept in self.slots[name].items():
                 kept.copyfrom(np.ascontiguousarray(arrays[f"slots/{slot}/{name}"]))
-        self.statistics = {
-            name: (arrays[f"statistics/mean/{name}"].copy(), arrays[f"statistics/variance/{name}"].copy())
-            for name in self.statistics
-        }
+        for name, (mean, variance) in self.statistics.items():
+            mean.copyfrom(np.ascontiguousarray(arrays[f"statistics/mean/{name}"]))
+            variance.copyfrom(np.ascontiguousarray(arrays[f"statistics/variance/{name}"]))
         self.planes = {layer: HashPlanes(**parts) for layer, parts in planes.items()}
         self.streams = {
-            layer: {part: tensor_of(value) for part, value in table.items()} for layer, table in streams.items()
+            layer: {part: tensor_of(value, self.device) for part, value in table.items()}
+            for layer, table in streams.items()
         }
+        if self.scaling is not None:
+            scale, good, skipped = arrays["loss_scaling"].tolist()
+            self.scaling = LossScaling(self.scaling.rule, scale, int(good), int(skipped))
         self.count = int(arrays["count"][0])
 
 
@@ -104,6 +123,6 @@ def _by_layer(arrays: Mapping[str, np.ndarray], kind: str) -> dict[str, dict[str
     return found
 
 
-def tensor_of(array: np.ndarray) -> tvm.runtime.Tensor:
-    """A tensor of the runtime with a copy of an array, at an address that kernels take."""
-    return tvm.runtime.tensor(np.ascontiguousarray(array))
+def tensor_of(array: np.ndarray, device: tvm.runtime.Device | None = None) -> tvm.runtime.Tensor:
+    """A tensor of the runtime with a copy of an array, on a device (None: this machine's processor)."""
+    return tvm.runtime.tensor(np.asarray(array, order="C"), device)

@@ -26,6 +26,7 @@ from adr_tvm.train.batches import Batch, Batches
 from adr_tvm.train.checkpoint import BEST, LAST, Progress, check_same_run, load_checkpoint, save_checkpoint
 from adr_tvm.train.engine import Engine, Evaluator, PlannedEngine, Step
 from adr_tvm.train.fingerprint import fingerprint
+from adr_tvm.train.loss_scaling import ScalingRule
 from adr_tvm.train.options import TrainOptions
 from adr_tvm.train.planned import make_controller, strategy_text
 from adr_tvm.train.run_log import RunLog
@@ -134,12 +135,13 @@ class Trainer:
             StopRequest() as self._request,
             Variants(self._engine, self._controller.ladders, options.compile_ahead) as self._variants,
             self._batches.ahead(now.step, stop) as ahead,
+            self._engine.feed(ahead) as fed,
         ):
             if now.log_bytes == 0:
                 self._evaluate_before()
                 self._log_start()
             self._step: Step | None = None
-            self._waiting = iter(ahead)
+            self._waiting = iter(fed)
             while now.step < stop:
                 epoch = now.step // self._steps_per_epoch
                 self._run_epoch(epoch, min(stop, (epoch + 1) * self._steps_per_epoch))
@@ -193,17 +195,25 @@ class Trainer:
         stage, rate = self._controller.stage, self._rate(now.step)
         before = self.state.arrays() if self._alarmed else None
         with self._phases.timed(phases.STEP):
-            result = self._step.run(self.state, batch.x, batch.labels, rate)
+            result = self._step.run(self.state, batch.given, batch.labels, rate)
         seconds += self._phases.last
-        if not math.isfinite(result.loss):
+        known = math.isfinite(result.loss)
+        if not known and not result.skipped:
             raise self._diverged(f"the loss became {result.loss} in step {now.step + 1}", before, batch)
+        if result.skipped and result.scale == ScalingRule().least:
+            raise self._diverged(
+                f"gradients overflow at every scale of the loss, in step {now.step + 1}", before, batch
+            )
         self._alarmed = result.loss > ALARM * math.log(self._engine.classes)
         now.step += 1
-        now.loss_sum += result.loss
+        if known:
+            now.loss_sum += result.loss
+        else:
+            now.unknown += 1
         now.correct += result.correct
         now.busy += seconds
         self._log.step(now.step, batch, result, rate, stage, seconds, bar)
-        self._controller.observe(result.loss)
+        self._controller.observe(result.loss if known else None)
 
     def _measure(self, batch: Batch) -> None:
         """Time the stage's candidates until those that are left pay, and keep what was measured."""
@@ -238,13 +248,13 @@ class Trainer:
         self._log.epoch(
             now.step,
             epoch + 1,
-            (now.loss_sum / self._steps_per_epoch, now.correct / images),
+            (now.loss_sum / max(1, self._steps_per_epoch - now.unknown), now.correct / images),
             (test_loss, accuracy),
             images / max(1e-9, now.busy),
             self._phases.rounded(),
             now.dense_accuracy,
         )
-        now.loss_sum, now.correct, now.busy = 0.0, 0, 0.0
+        now.loss_sum, now.correct, now.busy, now.unknown = 0.0, 0, 0.0, 0
         best = now.best_accuracy is None or accuracy > now.best_accuracy
         now.accuracy, now.best_accuracy = accuracy, accuracy if best else now.best_accuracy
         self._save(best)

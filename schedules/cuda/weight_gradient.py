@@ -21,11 +21,11 @@ LEAST_ROWS = 256  # of a part
 SUM_THREADS = 256
 
 
-def parts_of(geometry: ConvGeometry, batch: int) -> tuple[int, int]:
-    """(parts, rows of each) of the rows of a batch."""
+def parts_of(geometry: ConvGeometry, batch: int, step: int = BK) -> tuple[int, int]:
+    """(parts, rows of each, whole steps) of the rows of a batch."""
     rows, tiles = batch * geometry.rows, -(-geometry.K // BM) * -(-geometry.M // BN)
     parts = max(1, min(BLOCKS // tiles, rows // LEAST_ROWS))
-    size = -(-rows // parts // BK) * BK
+    size = -(-rows // parts // step) * step
     return -(-rows // size), size
 
 
