@@ -79,21 +79,6 @@ def test_a_step_in_mixed_precision(tmp_path, name):
             assert np.abs(arrays[path] - expected).max() <= 1e-4 * np.abs(expected).max(), path
 
 
-def test_emulated_rounding_is_that_of_16_bits(tmp_path):
-    """bf16 changes a step by about 2^-9, and no parameter is lost to it: those stay fp32."""
-    path, rng = save(small_network(), tmp_path), np.random.default_rng(0)
-    x, labels = rng.standard_normal((BATCH, 3, 6, 6)).astype(np.float32), np.arange(BATCH, dtype=np.int32)
-    step, state = mixed_step(path, cpu_target(), "bf16")
-    exact = TrainingState(step.network.initial_parameters(), ("momentum",), step.network.statistics())
-    step.run(state, x, labels, 1e-4)
-    TrainingStep(step.network, {}, SGD(momentum=0.9), BATCH).run(exact, x, labels, 1e-4)
-    first, second = state.arrays(), exact.arrays()
-    changes = {p: np.abs(first[p] - second[p]).max() / np.abs(second[p]).max() for p in first if "slots" in p}
-    assert 1e-3 < max(changes.values()) < 5e-2
-    initial = step.network.initial_parameters()["w2"]
-    assert 0 < np.abs(first["parameters/w2"] - initial).max() < 1e-4, "an update below a step of bf16 counts"
-
-
 def check_overflow(step, state, x, labels):
     """Gradients beyond fp16 leave parameters, optimizer and running statistics as they are; the next step goes on."""
     before = state.arrays()
@@ -144,7 +129,7 @@ def test_a_step_compiles(tmp_path):
     target, precision = TARGETS_OF["fp16"], PRECISIONS["fp16"]
     net = TrainingNetwork(save(small_network(), tmp_path), target)
     mod = step_module(net, {}, SGD(), BATCH, precision=precision)
-    with code_objects_of(with_architectures(TARGETS["cuda"], "sm_75,sm_90")) as used:
+    with code_objects_of(with_architectures(TARGETS["cuda"], "sm_90")) as used:
         build_module(mod, target, precision=precision)
     gradients = [each for each in used if each.kernel.startswith("adr_weight_gradient")]
     assert gradients and all(each.registers <= 128 for each in gradients)

@@ -106,7 +106,7 @@ def run_step(path, target, device, orders=(0,)):
     mod = step_module(TrainingNetwork(path, target), STAGE, SGD(momentum=0.9), 4)
     machine, rng = relax.VirtualMachine(build_module(mod, target), device), np.random.default_rng(0)
     given = {var.name: rng.standard_normal(static_shape(var)).astype(np.float32) / 2 for var in mod[STEP].params}
-    given |= {"labels": np.arange(4, dtype=np.int32), "rate": np.array([0.1], np.float32)}
+    given |= {"labels": np.arange(4, dtype=np.int32), "control": np.array([0.1, 3, 1, 1], np.float32)}
     for order in orders:
         tensors = {var.name: tvm.runtime.tensor(given[var.name], device) for var in mod[STEP].params}
         with thread_order(order):

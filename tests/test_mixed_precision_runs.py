@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import onnx
@@ -47,7 +48,11 @@ LAYERS = [
 @pytest.fixture
 def files(tmp_path):
     """A network of 8x8 images and 64 of them for training."""
-    onnx.save(build_chain("small", LAYERS, he_normal(SHAPES, 0), (3, 8, 8), 4), tmp_path / "small.onnx")
+    weights = he_normal(SHAPES, 0)
+    onnx.save(build_chain("small", LAYERS, weights, (3, 8, 8), 4), tmp_path / "small.onnx")
+    plain = {name: value for name, value in weights.items() if "bn1" not in name}
+    layers = [each for each in LAYERS if each[1] != "bn1"]
+    onnx.save(build_chain("plain", layers, plain, (3, 8, 8), 4), tmp_path / "plain.onnx")
     made, parts = fakes.data(96), {}
     for name, part in (("train", made.train), ("test", made.test)):
         parts |= {f"x_{name}": part.images, f"y_{name}": part.labels}
@@ -55,9 +60,9 @@ def files(tmp_path):
     return tmp_path
 
 
-def adr_train(files, out, *more):
+def adr_train(files, out, *more, network="small"):
     basic = ["--data", str(files / "d.npz"), "--out", str(files / out), "--batch", "16", "--lr", "0.02"]
-    return main([str(files / "small.onnx"), *basic, *more])
+    return main([str(files / f"{network}.onnx"), *basic, *more])
 
 
 def steps(files, out):
@@ -109,17 +114,27 @@ def gpu(monkeypatch):
 
 def test_a_run_on_a_gpu_with_prefetched_batches(files, gpu, capsys):
     """The curve of processors but for the order of sums; the same without prefetching, and when it was interrupted."""
-    amp = ("--epochs", "2", "--amp", "fp16")
-    assert adr_train(files, "cpu", *amp) == 0
+    amp, train = ("--epochs", "2", "--amp", "fp16"), partial(adr_train, files, network="plain")
+    assert train("cpu", *amp) == 0
     on_gpu = (*amp, "--target", "cuda")
-    assert adr_train(files, "gpu", *on_gpu, "--pin-memory") == 0
+    assert train("gpu", *on_gpu, "--pin-memory") == 0
     first, second = steps(files, "cpu"), steps(files, "gpu")
     assert [each["loss"] for each in second] == pytest.approx([each["loss"] for each in first], rel=1e-3)
-    assert adr_train(files, "parts", *on_gpu, "--max-steps", "3") == 0
-    assert adr_train(files, "parts", *on_gpu, "--pin-memory", "--resume") == 0
+    assert train("parts", *on_gpu, "--max-steps", "3") == 0
+    assert train("parts", *on_gpu, "--pin-memory", "--resume") == 0
     same_run(files, "gpu", "parts")
-    assert adr_train(files, "parts", *amp, "--resume") == 2
+    assert train("parts", *amp, "--resume") == 2
     assert "--target (was cuda, now None)" in capsys.readouterr().err
+
+
+def test_a_run_with_reuse_on_a_gpu(files, gpu):
+    """The curve of processors: planes fitted, counts of clusters, gradients from sums over them."""
+    reuse = ("--epochs", "1", "--reuse", "fixed", "--stages", "8x4", "--no-measure")
+    assert adr_train(files, "cpu", *reuse) == 0
+    assert adr_train(files, "gpu", *reuse, "--target", "cuda") == 0
+    first, second = steps(files, "cpu"), steps(files, "gpu")
+    assert [each["loss"] for each in second] == pytest.approx([each["loss"] for each in first], rel=1e-3)
+    assert first[0]["layers"] and first[0]["layers"] == second[0]["layers"], "the first step finds the same clusters"
 
 
 def test_layers_are_looked_into_on_a_gpu(files, gpu):
@@ -181,7 +196,8 @@ def test_a_run_on_a_gpu_with_reuse(files, gpu):
     assert adr_train(files, "gpu", *reuse, "--no-measure", "--target", "cuda") == 0
     first, second = steps(files, "cpu"), steps(files, "gpu")
     assert [each["layers"].keys() for each in first] == [each["layers"].keys() for each in second]
-    assert len({len(each["layers"]) for each in first}) == 2, "one stage alone"
+    stages = [json.loads(line) for line in (files / "gpu" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(each["event"] == "stage" for each in stages) == 2
     assert [each["loss"] for each in second] == pytest.approx([each["loss"] for each in first], rel=1e-3)
     assert adr_train(files, "measured", *reuse, "--target", "cuda", "--max-steps", "2") == 0
 
