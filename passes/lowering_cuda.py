@@ -11,7 +11,7 @@ from tvm import relax, te, tirx
 
 from adr_tvm import ops
 from adr_tvm._tvm import static_shape, tensor_type
-from adr_tvm.passes.lowering_cuda_calls import TYPICAL_BATCH, KernelCalls, packed_weights
+from adr_tvm.passes.lowering_cuda_calls import KernelCalls, packed_weights
 from adr_tvm.passes.lowering_cuda_vectors import VectorLowering
 from adr_tvm.passes.lowering_dense import image_of, prepared
 from adr_tvm.passes.lowering_tensor_cores import dense_on_tensor_cores, rows_on_tensor_cores
@@ -25,7 +25,8 @@ from adr_tvm.schedules.cuda.row_keys import MANY_ROWS, padded_entries, padded_pl
 from adr_tvm.schedules.cuda.row_list import count_rows, list_rows
 from adr_tvm.schedules.cuda.row_means import row_means
 from adr_tvm.schedules.cuda.row_table import guard_rows, match_rows
-from adr_tvm.schedules.cuda.thread_tile import gemm_tile
+from adr_tvm.schedules.cuda.thread_tile import TYPICAL_BATCH
+from adr_tvm.schedules.cuda.tuned_tile import thread_gemm_tile
 
 
 def lower_call(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
@@ -52,14 +53,14 @@ def lower_call(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
 
 def _lower_dense(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     g, x, out = ops.geometry_of(call), image_of(bb, call), ops.output_type(call)
-    rows = g.rows * (static_shape(x)[0] or TYPICAL_BATCH)
+    batch = static_shape(x)[0]
     residual = call.op.name == ops.CONV2D_ADD
     if ops.precision_of(call) is None:
-        tile = gemm_tile(rows, g.M)
+        tile = thread_gemm_tile(g, batch)
         kernel = implicit_gemm(g, ops.activation_of(call), tile, residual)
         weights = packed_weights(bb, call, tile)
     else:
-        kernel, weights = dense_on_tensor_cores(bb, call, rows, residual)
+        kernel, weights = dense_on_tensor_cores(bb, call, batch, residual)
     image = tensor_type([x.ty.shape[0], g.OH, g.OW, g.M], str(out.dtype))
     args = [x, *weights, *call.args[3:]]
     y = relax.call_tir(bb.add_func(kernel, "adr_conv2d"), args, image)
@@ -102,11 +103,11 @@ class _RowLowering(KernelCalls):
             out = [tensor_type([U * cap, g.K], dtype)]
             means = self.outputs("means", row_means(g, setting, dtype), [x, lead, last, shared, totals], out)
         if ops.precision_of(self.call) is None:
-            tile = gemm_tile(g.rows * typical, g.M)
+            tile = thread_gemm_tile(g, static_shape(x)[0], setting)
             kernel = implicit_gemm_of_rows(g, ops.activation_of(self.call), tile, setting)
             weights = packed_weights(self.bb, self.call, tile)
         else:
-            kernel, weights = rows_on_tensor_cores(self.bb, self.call, g.rows * typical)
+            kernel, weights = rows_on_tensor_cores(self.bb, self.call, static_shape(x)[0])
         args = [x, *weights, work, totals, *([] if exact else [source, *means])]
         image = tensor_type([B, g.OH, g.OW, g.M], dtype)
         (y,) = self.outputs("gemm", kernel, args, [image])
