@@ -68,6 +68,10 @@ def cuda_target(architecture: str, mtriple: str | None = None, mcpu: str = "") -
     return tvm.target.Target({"kind": "cuda", "arch": architecture, **limits, "host": host})
 
 
+# The expressions that this pass names would stay where they were, and hundreds of variables be left that nothing reads.
+CUDA_CONFIG = {"tirx.disable_cse_tir": True}
+
+
 def is_cuda(target: tvm.target.Target | None) -> bool:
     """Whether kernels for a target run on a GPU."""
     return target is not None and str(target.kind.name) == "cuda"

@@ -10,7 +10,7 @@ from typing import Any
 import tvm
 from tvm.target import Target
 
-from adr_tvm._tvm import is_cuda
+from adr_tvm._tvm import CUDA_CONFIG, is_cuda
 from adr_tvm.frontend.importer import import_onnx
 from adr_tvm.frontend.onnx_model import CheckedModel
 from adr_tvm.library import Library
@@ -43,6 +43,7 @@ def build_module(
     dump: Path | None = None,
     merge: bool = True,
     precision: Precision | None = None,
+    hold: bool = False,
 ) -> Library:
     """Compile a canonical module (rewritten or not); every Relax function becomes an entry.
 
@@ -52,21 +53,21 @@ def build_module(
         dump: folder that takes the module after each pass.
         merge: False: the virtual machine calls each kernel by itself, so that its instruments can time them.
         precision: data type to run in; None: fp32.
+        hold: add the entries of ``passes/hold_memory.py``.
 
     Raises:
         ModelError: a weight is beyond the data type.
     """
     if precision is not None:
         check_weights(mod, precision)
-    lowered = pipeline.run([*pipeline.lower(target, precision), *pipeline.finish(merge)], mod, target, dump)
+    lowered = pipeline.run([*pipeline.lower(target, precision), *pipeline.finish(merge, hold)], mod, target, dump)
     return compile_lowered(lowered, target)
 
 
 def compile_lowered(mod: tvm.IRModule, target: Target) -> Library:
     """Machine code for a module in the virtual machine's form."""
-    # For CUDA, TVM's own schedules count on shrunken buffers. The expressions that it names stay where they were, and
-    # hundreds of variables are left that nothing reads.
-    context = {"config": {"tirx.disable_cse_tir": True}} if is_cuda(target) else {"disabled_pass": NEEDLESS}
+    # For CUDA, TVM's own schedules count on shrunken buffers.
+    context = {"config": CUDA_CONFIG} if is_cuda(target) else {"disabled_pass": NEEDLESS}
     with target, tvm.transform.PassContext(**context):
         library = Library(tvm.compile(mod, target, relax_pipeline=tvm.transform.Sequential([])), mod)
     _trim_heap()
@@ -85,12 +86,14 @@ def build_plan(
 ) -> Library:
     """Compile a canonical module under a plan, with the entries ``main``, ``dense`` and, if it reuses, ``main_counts``.
 
+    For CUDA each has another beside it that a graph can be captured of (``passes/hold_memory.py``).
+
     Raises:
         ModelError: a weight is beyond the data type.
         ValueError: planes of the plan do not fit a layer.
     """
     rewritten = pipeline.run(pipeline.rewrite(plan), mod, target, dump)
-    return build_module(rewritten, target, dump, precision=precision)
+    return build_module(rewritten, target, dump, precision=precision, hold=is_cuda(target))
 
 
 def code_objects_of(entry: TargetEntry) -> AbstractContextManager[Any]:

@@ -112,6 +112,8 @@ def compile_model(
     from adr_tvm.report.results import Timings
     from adr_tvm.schedules.tuned import tuned_schedules
     from adr_tvm.tuning.choice import open_database
+    from adr_tvm.tuning.cuda_machine import gpu_machine
+    from adr_tvm.tuning.database import target_machine
     from adr_tvm.tuning.layers import with_tuning
     from adr_tvm.tuning.plan import tune_plan, tuning_on
     from adr_tvm.tuning.tuner import tune_network
@@ -135,17 +137,23 @@ def compile_model(
         if (bare_c or half) and samples is None and plan is None and not options.lossless:
             why = HALF if half else NOT_SOUGHT
             plan = dense_plan(network.mod, network.checked, network.rules, options, threads, why)
-        cpu = None if board is None else board.name
-        database = open_database(options.tuning_db, options.tune, network.target, threads, cpu)
+        if entry.gpu is None:
+            machine = target_machine(network.target, threads, None if board is None else board.name)
+        else:
+            machine = gpu_machine(entry, options.tuning_db)
+        database = open_database(options.tuning_db, options.tune, machine)
         images = 1 if samples is None else samples.batch_size
         with tuned_schedules(database), bundle.staged(folder) as staging:
             if database is not None and options.tune is not None:
-                tune_network(network.mod, network.target, database, options.tune, images, *tuning_on(board))
+                precision = None if entry.gpu is None else options.precision
+                given = (network.mod, network.target, database, options.tune, images)
+                tune_network(*given, *tuning_on(entry, board), precision)
             outcome = _plan_layers(network, samples, plan, timings, threads, board)
             if database is not None and options.tune is not None:
                 outcome = tune_plan(network, outcome, samples, database, options.tune, images, board)
             if database is not None:
-                outcome = replace(outcome, result=with_tuning(outcome.result, network.mod, database))
+                result = with_tuning(outcome.result, network.mod, database, options.precision)
+                outcome = replace(outcome, result=result)
             excess = ""
             if bare_c:
                 outcome, excess = _write_bare_c(network, samples, outcome, staging)

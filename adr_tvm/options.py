@@ -58,7 +58,8 @@ class CompileOptions:
         timings: file of measured times to search with in place of measuring.
         cost_model: file with the cost model that prunes the search; None: this machine's, fitted by
             ``adr-bench --fit-machine``, or defaults.
-        tune: schedules to try for each kernel; None tunes nothing.
+        tune: schedules to try for each kernel, on this machine (its GPU, for CUDA targets) or the board; None tunes
+            nothing.
         tuning_db: file with tuned schedules, which ``tune`` adds to; None: where ``tune`` is given, one in the user's
             cache folder, else every kernel gets its default schedule.
         granularity, L, H, hash, scope: narrow the search to these; see ``ReuseSetting``.
@@ -203,13 +204,15 @@ class CompileOptions:
 
         if self.rpc is not None:
             raise UsageError(f"--rpc measures on processors, not on {self.entry.name}")
-        if self.tune is not None or self.tuning_db is not None:
-            raise UsageError("--tune and --tuning-db are for processors: CUDA kernels have no schedules to try")
-        if self.timings is not None and not runs_here(self.entry):
-            raise UsageError(
-                f"--timings cannot go with target {self.entry.name}: this machine has no GPU that runs its code, so "
-                "nothing is measured"
-            )
+        for flag, value, way in (
+            ("--timings", self.timings, ""),
+            ("--tune", self.tune, "; --tuning-db takes what was tuned where there is one"),
+        ):
+            if value is not None and not runs_here(self.entry):
+                raise UsageError(
+                    f"{flag} cannot go with target {self.entry.name}: this machine has no GPU that runs its code, so "
+                    f"nothing is measured{way}"
+                )
         if self.emit == "bundle":
             raise UsageError(f"--emit bundle holds a runtime for processors, not for {self.entry.name}: use library")
         if self.cost_model is not None:

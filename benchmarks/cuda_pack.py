@@ -28,6 +28,7 @@ from adr_tvm import ops
 from adr_tvm._tvm import cpu_target, cuda_target, static_shape, tensor_type
 from adr_tvm.build import build_module, build_plan, code_objects_of
 from adr_tvm.cli.common import Parser, add_verbosity, run_cli
+from adr_tvm.cuda import graph
 from adr_tvm.errors import UsageError
 from adr_tvm.geometry import ConvGeometry, dense_geometry
 from adr_tvm.library import Library
@@ -277,6 +278,7 @@ class Packer:
         (self.folder / "manifest.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
         for name in ("cuda_runner.py", "cuda.sh"):
             shutil.copy(Path(__file__).with_name(name), self.folder / name)
+        shutil.copy(graph.__file__, self.folder / "cuda_graph.py")
 
     def runtime(self, versions: Sequence[str]) -> None:
         """TVM's runtime without its compiler, CUDA's, and wheels for some versions of Python.

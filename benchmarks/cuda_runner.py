@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib
 import json
 import statistics
 import sys
@@ -90,7 +91,15 @@ class Runner:
         for name, spec in items.items():
             check = self.check_step if spec["type"] == "step" else self.check
             failed += not self._guarded("check", name, check, spec)
-        for part in (self.ceilings, self.layer_times, self.torch_layers, self.networks, self.steps, self.phases):
+        for part in (
+            self.ceilings,
+            self.layer_times,
+            self.torch_layers,
+            self.networks,
+            self.graphs,
+            self.steps,
+            self.phases,
+        ):
             part(items)
         self.results.put("end", complete=time.monotonic() < self.end, failed=failed)
         return failed
@@ -315,6 +324,55 @@ class Runner:
 
         for name, spec in _of_type(items, "step"):
             self._guarded("step", name, measure, spec)
+
+    def graphs(self, items: dict[str, Any]) -> None:
+        """Networks as one CUDA graph each: the bytes of plain calls, on data it was not captured with; and its time."""
+        if not self.cuda:
+            self.results.put("skipped", what="graph", name="networks", reason="no GPU")
+            return
+
+        def measure(name: str, spec: dict[str, Any]) -> None:
+            import tvm_ffi
+
+            graphs = importlib.import_module("cuda_graph")  # of the pack
+            (machine, weights), array, driver = self.machine(name), self.input(name, spec), graphs.CudaGraphs()
+            x, other = self.tensor(array), np.ascontiguousarray(array[..., ::-1])
+            for entry in spec["entries"]:
+                held, made = machine[f"{entry}{graphs.HELD}"], []
+                held(x, weights)
+                self.device.sync()
+
+                def run(stream: int, held: Any = held, made: list[Any] = made) -> None:
+                    with tvm_ffi.use_raw_stream(tvm_ffi.device("cuda", 0), stream):
+                        made.append(held(x, weights))
+
+                graph = driver.capture(run)
+                y, _arena = made[0]
+                good = True
+                for given in (other, array):
+                    x.copyfrom(given)
+                    driver.launch(graph)
+                    good &= y.numpy().tobytes() == machine[entry](x, weights).numpy().tobytes()
+                number = 1
+                while (seconds := self._launches(driver, graph, number)) < SLICE and number < 1000:
+                    number *= 2
+                self.results.put("graph", name=name, entry=entry, passed=good)
+                self.results.put("time", name=name, entry=f"{entry} (graph)", seconds=seconds / number)
+                driver.drop(graph)
+                if not good:
+                    raise ValueError(f"the graph of {entry} gives other bytes than plain calls")
+
+        for name, spec in _of_type(items, "network"):
+            self._guarded("graph", name, measure, spec)
+
+    def _launches(self, driver: Any, graph: Any, number: int) -> float:
+        """Seconds until a graph ran some times."""
+        self.device.sync()
+        start = time.perf_counter()
+        for _ in range(number):
+            driver.launch(graph)
+        self.device.sync()
+        return time.perf_counter() - start
 
     def phases(self, items: dict[str, Any]) -> None:
         """Seconds of each kernel of the layers that reuse; a synchronisation after each makes them longer."""

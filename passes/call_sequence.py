@@ -16,6 +16,8 @@ from adr_tvm._tvm import constant, is_op, packed_call, packed_tensor
 from adr_tvm.passes.arena import Arena, Request, plan_arena
 from adr_tvm.passes.weights import ATTRIBUTE, Weights
 
+ARENA = "adr.arena"  # of a PrimFunc: which output is memory that nothing outside reads
+
 
 @dataclass(eq=False)
 class Storage:
@@ -232,6 +234,7 @@ class CallSequence:
         if inside:
             memory = tirx.decl_buffer((arena.size,), "uint8", name="arena")
             results.append(memory)
+            attributes[ARENA] = len(results) - 1
             pointers |= {key: tirx.address_of(memory[offset]) for key, offset in inside.items()}
 
         def argument(view: View) -> Expr:

@@ -11,7 +11,7 @@ from tvm import relax, te, tirx
 
 from adr_tvm import ops
 from adr_tvm._tvm import static_shape, tensor_type
-from adr_tvm.passes.lowering_cuda_calls import TYPICAL_BATCH, KernelCalls, packed_weights
+from adr_tvm.passes.lowering_cuda_calls import KernelCalls, packed_weights
 from adr_tvm.passes.lowering_cuda_dense import lower_dense
 from adr_tvm.passes.lowering_cuda_vectors import VectorLowering
 from adr_tvm.passes.lowering_dense import image_of, prepared
@@ -27,7 +27,8 @@ from adr_tvm.schedules.cuda.row_keys import MANY_ROWS, padded_entries, padded_pl
 from adr_tvm.schedules.cuda.row_list import count_rows, list_rows
 from adr_tvm.schedules.cuda.row_means import numbered_row_means, row_means
 from adr_tvm.schedules.cuda.row_table import guard_rows, match_rows
-from adr_tvm.schedules.cuda.thread_tile import gemm_tile
+from adr_tvm.schedules.cuda.thread_tile import TYPICAL_BATCH
+from adr_tvm.schedules.cuda.tuned_tile import thread_gemm_tile
 from adr_tvm.schedules.cuda.vector_match import count_vectors
 
 
@@ -95,11 +96,11 @@ class _RowLowering(KernelCalls):
         if ops.is_backward_only(self.call):
             return relax.Tuple([lower_dense(self.bb, ops.without_reuse(self.call)), stats, *saved])
         if ops.precision_of(self.call) is None:
-            tile = gemm_tile(g.rows * typical, g.M)
+            tile = thread_gemm_tile(g, static_shape(x)[0], setting)
             kernel = implicit_gemm_of_rows(g, ops.activation_of(self.call), tile, setting)
             weights = packed_weights(self.bb, self.call, tile)
         else:
-            kernel, weights = rows_on_tensor_cores(self.bb, self.call, g.rows * typical)
+            kernel, weights = rows_on_tensor_cores(self.bb, self.call, static_shape(x)[0])
         args = [x, *weights, work, totals, *([] if exact else [source, *means])]
         image = tensor_type([B, g.OH, g.OW, g.M], dtype)
         (y,) = self.outputs("gemm", kernel, args, [image])

@@ -11,8 +11,6 @@ from adr_tvm.schedules.cuda.implicit_gemm import padded_k, padded_m
 from adr_tvm.schedules.cuda.thread_tile import ThreadTile
 from adr_tvm.schedules.packing import te_lengthen
 
-TYPICAL_BATCH = 32  # where the batch is symbolic
-
 
 def packed_weights(bb: relax.BlockBuilder, call: relax.Call, tile: ThreadTile) -> tuple[relax.Expr, relax.Expr]:
     """Weights [K, M] and bias [M] of a call, both padded with zeros to whole tiles."""

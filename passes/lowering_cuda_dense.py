@@ -6,24 +6,24 @@ from tvm import relax
 
 from adr_tvm import ops
 from adr_tvm._tvm import static_shape, tensor_type
-from adr_tvm.passes.lowering_cuda_calls import TYPICAL_BATCH, packed_weights
+from adr_tvm.passes.lowering_cuda_calls import packed_weights
 from adr_tvm.passes.lowering_dense import image_of
 from adr_tvm.passes.lowering_tensor_cores import dense_on_tensor_cores
 from adr_tvm.schedules.cuda.implicit_gemm import implicit_gemm
-from adr_tvm.schedules.cuda.thread_tile import gemm_tile
+from adr_tvm.schedules.cuda.tuned_tile import thread_gemm_tile
 
 
 def lower_dense(bb: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
     """The lowered form of a call of ``adr.conv2d``, ``adr.conv2d_add`` or ``adr.dense``."""
     g, x, out = ops.geometry_of(call), image_of(bb, call), ops.output_type(call)
-    rows = g.rows * (static_shape(x)[0] or TYPICAL_BATCH)
+    batch = static_shape(x)[0]
     residual = call.op.name == ops.CONV2D_ADD
     if ops.precision_of(call) is None:
-        tile = gemm_tile(rows, g.M)
+        tile = thread_gemm_tile(g, batch)
         kernel = implicit_gemm(g, ops.activation_of(call), tile, residual)
         weights = packed_weights(bb, call, tile)
     else:
-        kernel, weights = dense_on_tensor_cores(bb, call, rows, residual)
+        kernel, weights = dense_on_tensor_cores(bb, call, batch, residual)
     image = tensor_type([x.ty.shape[0], g.OH, g.OW, g.M], str(out.dtype))
     args = [x, *weights, *call.args[3:]]
     y = relax.call_tir(bb.add_func(kernel, "adr_conv2d"), args, image)

@@ -12,7 +12,7 @@ from tvm import relax
 
 from adr_tvm import ops
 from adr_tvm._tvm import static_shape, tensor_type
-from adr_tvm.passes.lowering_cuda_calls import TYPICAL_BATCH, KernelCalls, packed_weights
+from adr_tvm.passes.lowering_cuda_calls import KernelCalls, packed_weights
 from adr_tvm.passes.lowering_cuda_dense import lower_dense
 from adr_tvm.passes.lowering_dense import image_of, prepared
 from adr_tvm.schedules.cluster import SPARE_CENTROIDS, capacity, units
@@ -23,7 +23,7 @@ from adr_tvm.schedules.cuda.implicit_gemm import implicit_gemm_of_rows, padded_k
 from adr_tvm.schedules.cuda.key_table import insert_keys, table_size
 from adr_tvm.schedules.cuda.prefix_sum import blocks_of
 from adr_tvm.schedules.cuda.product_table import product_table, segments_together
-from adr_tvm.schedules.cuda.thread_tile import gemm_tile
+from adr_tvm.schedules.cuda.thread_tile import TYPICAL_BATCH, gemm_tile
 from adr_tvm.schedules.cuda.vector_keys import clear_vectors, vector_keys
 from adr_tvm.schedules.cuda.vector_match import count_vectors, match_vectors, number_vectors
 from adr_tvm.schedules.cuda.vector_means import vector_gains, vector_ids, vector_means

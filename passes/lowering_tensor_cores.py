@@ -15,6 +15,7 @@ from adr_tvm.passes.lowering_dense import prepared
 from adr_tvm.precision import PRECISIONS, Precision
 from adr_tvm.schedules.cuda.tensor_gemm import packed_channel, padded_k, padded_m, tensor_gemm, tensor_gemm_of_rows
 from adr_tvm.schedules.cuda.tensor_tile import TensorTile, tensor_tile
+from adr_tvm.schedules.cuda.tuned_tile import tensor_gemm_tile
 from adr_tvm.schedules.cuda.unit_gather import whole_units
 from adr_tvm.schedules.packing import te_lengthen
 
@@ -22,19 +23,19 @@ Weights = tuple[relax.Expr, relax.Expr]
 
 
 def dense_on_tensor_cores(
-    bb: relax.BlockBuilder, call: relax.Call, rows: int, residual: bool
+    bb: relax.BlockBuilder, call: relax.Call, batch: int | None, residual: bool
 ) -> tuple[tirx.PrimFunc, Weights]:
-    """Kernel and packed weights of a dense call for a product of some rows."""
+    """Kernel and packed weights of a dense call on some images; None: it is known only then."""
     g, precision = ops.geometry_of(call), _precision(call)
-    tile = _tile(call, rows)
+    tile = tensor_gemm_tile(g, batch, precision)
     return tensor_gemm(g, ops.activation_of(call), tile, precision, residual), _packed(bb, call, tile)
 
 
-def rows_on_tensor_cores(bb: relax.BlockBuilder, call: relax.Call, rows: int) -> tuple[tirx.PrimFunc, Weights]:
-    """The same for a list out of some rows, of a call that reuses."""
-    g, precision = ops.geometry_of(call), _precision(call)
-    tile = _tile(call, rows)
-    kernel = tensor_gemm_of_rows(g, ops.activation_of(call), tile, precision, ops.setting_of(call))
+def rows_on_tensor_cores(bb: relax.BlockBuilder, call: relax.Call, batch: int | None) -> tuple[tirx.PrimFunc, Weights]:
+    """The same for a list out of the rows of some images, of a call that reuses."""
+    g, precision, setting = ops.geometry_of(call), _precision(call), ops.setting_of(call)
+    tile = tensor_gemm_tile(g, batch, precision, setting)
+    kernel = tensor_gemm_of_rows(g, ops.activation_of(call), tile, precision, setting)
     return kernel, _packed(bb, call, tile)
 
 
@@ -77,11 +78,6 @@ def _precision(call: relax.Call) -> Precision:
     precision = ops.precision_of(call)
     assert precision is not None
     return precision
-
-
-def _tile(call: relax.Call, rows: int) -> TensorTile:
-    g = ops.geometry_of(call)
-    return tensor_tile(rows, g.M, whole_units(g, _precision(call).storage))
 
 
 def _packed(bb: relax.BlockBuilder, call: relax.Call, tile: TensorTile) -> Weights:

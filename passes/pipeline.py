@@ -32,6 +32,7 @@ from adr_tvm.passes.fuse_epilogue import FuseEpilogue
 from adr_tvm.passes.fuse_epilogue_gradient import FuseEpilogueGradient
 from adr_tvm.passes.fuse_lrn import FuseLrn
 from adr_tvm.passes.fuse_residual import FuseResidual
+from adr_tvm.passes.hold_memory import HoldMemory
 from adr_tvm.passes.inference_form import InferenceForm
 from adr_tvm.passes.lower_operators import LowerOperators
 from adr_tvm.passes.lower_precision import LowerPrecision
@@ -219,14 +220,16 @@ def _legalise() -> Passes:
     ]
 
 
-def finish(merge: bool = True) -> Passes:
+def finish(merge: bool = True, hold: bool = False) -> Passes:
     """Memory planning and the virtual machine's form.
 
     Args:
         merge: False: the virtual machine calls each kernel by itself, so that its instruments can time them.
+        hold: add entries that also return the memory they work in.
     """
     return [
         *([MergeCalls()] if merge else []),
+        *([HoldMemory()] if hold else []),
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),

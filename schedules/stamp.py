@@ -51,18 +51,32 @@ def mark_behind(number: int) -> tirx.PrimFunc:
 
 
 def timed_turn(kernel: str, tensors: Sequence[tuple[Sequence[int], str, int]]) -> tirx.PrimFunc:
-    """``turn(tensors..., stamps, first, count)``: calls a PrimFunc ``count`` times; stamps int64 [4], before and after.
+    """``turn(tensors..., stamps, first, count)``: as ``plain_turn``; stamps int64 [4], before and after."""
+    buffers, sizes, calls = _calls(kernel, tensors)
+    stamps = tirx.decl_buffer((2 * STAMP,), "int64", name="stamps")
+    return _host([*buffers, stamps, *sizes], [clock_call(stamps, 0), calls, clock_call(stamps, STAMP)])
+
+
+def plain_turn(kernel: str, tensors: Sequence[tuple[Sequence[int], str, int]]) -> tirx.PrimFunc:
+    """``turn(tensors..., first, count)``: calls a PrimFunc ``count`` times.
 
     Args:
         kernel: name of the PrimFunc, in the same library.
         tensors: (shape, dtype, copies) of its arguments. Those with several copies are given as [copies, *shape]: the
             n-th call takes copy (first + n) mod copies.
     """
+    buffers, sizes, calls = _calls(kernel, tensors)
+    return _host([*buffers, *sizes], [calls])
+
+
+def _calls(
+    kernel: str, tensors: Sequence[tuple[Sequence[int], str, int]]
+) -> tuple[list[Any], list[tirx.Var], tirx.Stmt]:
+    """Parameters for the tensors, ``first`` and ``count``, and the loop."""
     buffers = [
         tirx.decl_buffer(([copies] if copies > 1 else []) + list(shape), dtype, name=f"x{i}")
         for i, (shape, dtype, copies) in enumerate(tensors)
     ]
-    stamps = tirx.decl_buffer((2 * STAMP,), "int64", name="stamps")
     first, count, n = (tirx.Var(name, "int64") for name in ("first", "count", "n"))
 
     def argument(buffer: Any, shape: Sequence[int], dtype: str, copies: int) -> Any:
@@ -70,7 +84,9 @@ def timed_turn(kernel: str, tensors: Sequence[tuple[Sequence[int], str, int]]) -
         return packed_tensor(tirx.address_of(buffer[(*place, *([0] * len(shape)))]), list(shape), dtype)
 
     call = packed_call(kernel, [argument(buffer, *each) for buffer, each in zip(buffers, tensors, strict=True)])
-    zero = tirx.const(0, "int64")
-    body = [clock_call(stamps, 0), tirx.For(n, zero, count, tirx.ForKind.SERIAL, call), clock_call(stamps, STAMP)]
-    func = tirx.PrimFunc([*buffers, stamps, first, count], tirx.SeqStmt(body))
+    return buffers, [first, count], tirx.For(n, tirx.const(0, "int64"), count, tirx.ForKind.SERIAL, call)
+
+
+def _host(parameters: Sequence[Any], body: Sequence[Any]) -> tirx.PrimFunc:
+    func = tirx.PrimFunc(list(parameters), body[0] if len(body) == 1 else tirx.SeqStmt(list(body)))
     return func.with_attrs({"global_symbol": "turn", "tirx.noalias": True, "tirx.is_scheduled": True})

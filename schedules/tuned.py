@@ -63,7 +63,7 @@ def conv_schedule(target: Target, geometry: ConvGeometry, batch: int | None) -> 
     Args:
         batch: images in a call; None where it is known only then.
     """
-    tuned = _tuned(target, KernelShape("conv2d", geometry, batch))
+    tuned = find_tuned(target, KernelShape("conv2d", geometry, batch))
     if tuned is not None:
         return tuned
     threads = target_threads(target) or THREADS
@@ -82,7 +82,7 @@ def reuse_schedule(target: Target, geometry: ConvGeometry, setting: ReuseSetting
     Args:
         batch: images in a call; None where it is known only then.
     """
-    tuned = _tuned(target, KernelShape("reuse", geometry, batch, replace(setting, max_clusters=None)))
+    tuned = find_tuned(target, KernelShape("reuse", geometry, batch, replace(setting, max_clusters=None)))
     if tuned is not None:
         return tuned
     threads = (target_threads(target) or BATCH_BANDS) if is_long(setting) else THREADS
@@ -91,10 +91,11 @@ def reuse_schedule(target: Target, geometry: ConvGeometry, setting: ReuseSetting
 
 def weight_gradient_schedule(target: Target, geometry: ConvGeometry, batch: int) -> WeightGradientSchedule:
     """The schedule of the gradient of a convolution's or dense layer's weights."""
-    tuned = _tuned(target, KernelShape("weight_gradient", geometry, batch))
+    tuned = find_tuned(target, KernelShape("weight_gradient", geometry, batch))
     return default_weight_gradient_schedule(isa_of(target), geometry, batch) if tuned is None else tuned
 
 
-def _tuned(target: Target, kernel: KernelShape) -> Any | None:
+def find_tuned(target: Target, kernel: KernelShape) -> Any | None:
+    """The schedule that the source in force knows; None without one."""
     source = _source.get()
     return None if source is None else source.schedule(kernel, target)

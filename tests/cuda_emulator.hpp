@@ -194,6 +194,14 @@ template <class F> static void run_block(F& body, int order) {
   }
 }
 
+// On a stream other than the default a launch is recorded: there lies the address of a function that takes it.
+extern "C" void* TVMFFIEnvGetStream(int32_t device_type, int32_t device);
+template <class F> static bool recorded(F* kernel, const TVMFFIAny* args, int count) {
+  void* stream = TVMFFIEnvGetStream(2, 0);
+  if (stream) (*static_cast<void (**)(void*, const void*, int)>(stream))(reinterpret_cast<void*>(kernel), args, count);
+  return stream != nullptr;
+}
+
 template <class T> static T argument(const TVMFFIAny& a) {
   if constexpr (std::is_pointer_v<T>) return static_cast<T>(a.v_ptr);
   else if constexpr (std::is_floating_point_v<T>) return static_cast<T>(a.v_float64);
@@ -306,8 +314,11 @@ static void wait_copies(size_t left) {
       memcpy(copy.to, copy.from, copy.bytes);
     }
 }
+static void adr_wait_copies_0() { wait_copies(0); }
 static void adr_wait_copies_1() { wait_copies(1); }
 static void adr_wait_copies_2() { wait_copies(2); }
+static void adr_wait_copies_3() { wait_copies(3); }
+static void adr_wait_copies_4() { wait_copies(4); }
 static void adr_store_unit(uint* to, const void* from) { memcpy(to, from, 16); }
 static uint adr_round_tf32(uint bits) {
   if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fffe000;

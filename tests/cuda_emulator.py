@@ -7,6 +7,7 @@ same time; barriers are checked by running the threads of a block in several ord
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import os
@@ -39,6 +40,7 @@ def _emulated(source: str, kernels: dict[str, str]) -> Path:
     wrappers = "".join(
         f'extern "C" __attribute__((visibility("default"))) int __tvm_ffi_{name}'
         "(void*, const TVMFFIAny* args, int32_t count, TVMFFIAny*) {\n"
+        f"  if (emulated::recorded(__tvm_ffi_{name}, args, count)) return 0;\n"
         f'  return emulated::launch({name}, args, count, "{tags}");\n}}\n'
         for name, tags in kernels.items()
     )
@@ -118,3 +120,42 @@ def emulated_cuda() -> Iterator[list[str]]:
                     tvm_ffi.registry.remove_global_func(name)
             else:
                 tvm_ffi.register_global_func(name, function, override=True)
+
+
+_TAKE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
+_LAUNCH = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p)
+_ARGUMENT = 16  # bytes of a TVMFFIAny
+
+
+class EmulatedGraphs:
+    """A ``GraphDriver``: launches on its stream are recorded with their arguments and do nothing, until the graph runs.
+
+    Attributes:
+        graphs: (function, arguments) of each launch of the graphs that are there, by number.
+        launched: numbers of the graphs that were started, in order.
+    """
+
+    def __init__(self) -> None:
+        self.graphs: dict[int, list[tuple[int, bytes]]] = {}
+        self.launched: list[int] = []
+        self._made = 0
+
+    def capture(self, run) -> int:
+        """See ``GraphDriver``."""
+        taken: list[tuple[int, bytes]] = []
+        take = _TAKE(lambda kernel, args, count: taken.append((kernel, ctypes.string_at(args, _ARGUMENT * count))))
+        stream = ctypes.cast(take, ctypes.c_void_p)  # the emulator takes a stream for a pointer to the function
+        run(ctypes.addressof(stream))
+        self._made += 1
+        self.graphs[self._made] = taken
+        return self._made
+
+    def launch(self, graph: int) -> None:
+        """See ``GraphDriver``."""
+        self.launched.append(graph)
+        for kernel, args in self.graphs[graph]:
+            assert _LAUNCH(kernel)(None, ctypes.create_string_buffer(args), len(args) // _ARGUMENT, None) == 0
+
+    def drop(self, graph: int) -> None:
+        """See ``GraphDriver``."""
+        del self.graphs[graph]

@@ -62,7 +62,7 @@ def test_architectures():
     [
         ({"emit": "bundle"}, "use library"),
         ({"cost_model": "x.json"}, "is of a processor"),
-        ({"tune": 4}, "are for processors"),
+        ({"tune": 4}, "has no GPU that runs its code"),
     ],
 )
 def test_options_that_cuda_does_not_take(given, words):

@@ -433,13 +433,13 @@ def tuned_layers(folder) -> dict[str, float | None]:
 
 def test_which_database(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    made = choice.open_database(None, 2, TARGET, 1)
+    made = choice.open_database(None, 2, MACHINE)
     assert made.path == choice.default_database(processor_name()) and made.path.parent == tmp_path / "adr_tvm"
     assert made.path.name.startswith("tuning-") and made.path.exists()
-    assert choice.open_database(None, None, TARGET, 1) is None, "a cache decides nothing by itself"
+    assert choice.open_database(None, None, MACHINE) is None, "a cache decides nothing by itself"
     with pytest.raises(UsageError, match="does not exist"):
-        choice.open_database(tmp_path / "none.jsonl", None, TARGET, 1)
+        choice.open_database(tmp_path / "none.jsonl", None, MACHINE)
     with pytest.raises(UsageError, match="cannot write"):
-        choice.open_database(made.path / "below.jsonl", 2, TARGET, 1)
+        choice.open_database(made.path / "below.jsonl", 2, MACHINE)
     with pytest.raises(UsageError, match="--tune is 0"):
         CompileOptions(tune=0)

@@ -208,7 +208,12 @@ def _add_search_options(group: argparse._ArgumentGroup) -> None:
         metavar="FILE",
         help="prune the search by this cost model (default: this machine's, if adr-bench --fit-machine made one)",
     )
-    group.add_argument("--tune", metavar="N", type=int, help="try N schedules for each kernel, keep the fastest")
+    group.add_argument(
+        "--tune",
+        metavar="N",
+        type=int,
+        help="try N schedules for each kernel, keep the fastest; on the GPU at hand for CUDA",
+    )
     group.add_argument(
         "--tuning-db",
         metavar="FILE",

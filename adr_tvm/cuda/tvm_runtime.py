@@ -14,9 +14,10 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from adr_tvm.cuda.graph import RUNTIME
 from adr_tvm.errors import MissingDependencyError
 
-DRIVER, RUNTIME, TVM_RUNTIME = "libcuda.so.1", "libcudart.so.13", "libtvm_runtime_cuda.so"
+DRIVER, TVM_RUNTIME = "libcuda.so.1", "libtvm_runtime_cuda.so"
 REGISTERED = "ffi.Module.create.cuda"
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 _NAMES = re.compile(rb"\x00(cu[A-Z]\w+)(?=\x00)")

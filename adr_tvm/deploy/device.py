@@ -43,16 +43,16 @@ class OnCpu:
 
 
 class OnCuda:
-    """Kernels read and write the memory of a GPU."""
+    """Kernels read and write the memory of a GPU, ``device``."""
 
     def __init__(self, device: tvm.runtime.Device) -> None:
-        self._device = device
+        self.device = device
 
     def send(self, tensors: Iterable[Any]) -> list[Any]:
         """See ``OnCpu``."""
         import tvm
 
-        return [tvm.runtime.tensor(np.from_dlpack(tensor), self._device) for tensor in tensors]
+        return [tvm.runtime.tensor(np.from_dlpack(tensor), self.device) for tensor in tensors]
 
     def fetch(self, tensors: Iterable[Any]) -> list[Any]:
         """See ``OnCpu``; waits until the GPU is done."""

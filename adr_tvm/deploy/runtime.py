@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from tvm_ffi import from_dlpack, get_global_func
 
+from adr_tvm.cuda.graph import CudaGraphs, GraphDriver
 from adr_tvm.data.tensor_spec import TensorSpec
 from adr_tvm.deploy.bundle import WEIGHTS_FILE, Manifest, ReuseLayer, file_sha256, library_of
+from adr_tvm.deploy.captured import CapturedEntries
 from adr_tvm.deploy.device import OnCpu, OnCuda, cuda_device
 from adr_tvm.deploy.processor import missing_extensions, processor_name
 from adr_tvm.deploy.tensors import Array, Feed, aligned, is_torch, own_outputs
 from adr_tvm.deploy.threads import set_threads
-from adr_tvm.errors import ModelError
+from adr_tvm.errors import ModelError, UsageError
 from adr_tvm.plan import ReusePlan
 
 if TYPE_CHECKING:
@@ -50,19 +52,25 @@ class LayerCounts:
         return float(remaining.mean()) / self.vectors
 
 
-def load(folder: str | Path, threads: int | None = None) -> ReuseModel:
+def load(folder: str | Path, threads: int | None = None, cuda_graph: bool = False) -> ReuseModel:
     """Load a bundle. It holds machine code: load only what you would also execute.
 
     Args:
         folder: what ``adr-compile`` wrote.
         threads: for all models of this process; None: ``TVM_NUM_THREADS``, else all physical cores.
+        cuda_graph: of a bundle for CUDA: record the kernels of the first call with inputs of some shapes as a graph,
+            which later calls start as a whole.
 
     Raises:
         MissingDependencyError: the bundle is for CUDA, and there is no GPU, driver or CUDA runtime library.
-        ModelError: a file is missing or damaged, or the bundle was compiled for another processor.
-        UsageError: ``threads`` makes no sense, or TVM's runtime already runs with another number.
+        ModelError: a file is missing or damaged, the bundle was compiled for another processor, or no graph can be
+            made of the network.
+        UsageError: ``threads`` makes no sense, or TVM's runtime already runs with another number; or ``cuda_graph`` is
+            asked of a bundle that is not for CUDA.
     """
     manifest, plan, library = _read(Path(folder))
+    if cuda_graph and manifest.device != "cuda":
+        raise UsageError(f"cuda_graph is for bundles for CUDA, and {folder} is for {manifest.target}")
     weights = _read_weights(Path(folder) / WEIGHTS_FILE, manifest.weights_sha256)
     set_threads(threads)
     import tvm
@@ -71,7 +79,8 @@ def load(folder: str | Path, threads: int | None = None) -> ReuseModel:
     device = cuda_device() if manifest.device == "cuda" else tvm.cpu()
     try:
         machine = VirtualMachine(tvm.runtime.load_module(str(library)), device)
-        return ReuseModel(manifest, plan, machine, weights, OnCuda(device) if manifest.device == "cuda" else OnCpu())
+        where = OnCuda(device) if manifest.device == "cuda" else OnCpu()
+        return ReuseModel(manifest, plan, machine, weights, where, CudaGraphs() if cuda_graph else None)
     except (RuntimeError, AttributeError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"cannot load {library} ({reason}): compile it again on this machine") from error
@@ -130,6 +139,7 @@ class ReuseModel:
         machine: tvm.runtime.vm.VirtualMachine,
         weights: np.ndarray,
         device: OnCpu | OnCuda,
+        graphs: GraphDriver | None = None,
     ) -> None:
         self.manifest, self.plan = manifest, plan
         self.inputs: tuple[TensorSpec, ...] = tuple(manifest.inputs)
@@ -139,8 +149,11 @@ class ReuseModel:
         self._device = device
         (self._weights,) = device.send([from_dlpack(weights)])
         self._release = get_global_func("vm.builtin.memory_manager.clear")
-        self._main, self._dense = machine["main"], machine["dense"]
-        self._counts = machine["main_counts"] if manifest.reuse_layers else None
+        names = ("main", "dense", *(("main_counts",) if manifest.reuse_layers else ()))
+        self._entries = {name: machine[name] for name in names}
+        self._captured: CapturedEntries | None = None
+        if graphs is not None and isinstance(device, OnCuda):
+            self._captured = CapturedEntries(machine, device.device, self._weights, graphs, names)
 
     def __call__(self, *arrays: Array, **by_name: Array) -> Outputs:
         """Run the network with reuse.
@@ -149,19 +162,19 @@ class ReuseModel:
             TypeError: an input is missing, unknown or of the wrong type.
             ValueError: an input has the wrong shape.
         """
-        return self._run(self._main, self._ordered(arrays, by_name))
+        return self._run("main", self._ordered(arrays, by_name))
 
     def dense(self, *arrays: Array, **by_name: Array) -> Outputs:
         """Run the network without reuse; everything else is as in a plain call."""
-        return self._run(self._dense, self._ordered(arrays, by_name))
+        return self._run("dense", self._ordered(arrays, by_name))
 
     def run_with_counts(self, *arrays: Array, **by_name: Array) -> tuple[Outputs, dict[str, LayerCounts]]:
         """Run the network with reuse; also what each reuse layer counted, in network order."""
         given = self._ordered(arrays, by_name)
-        if self._counts is None:
-            return self._run(self._main, given), {}
+        if not self.manifest.reuse_layers:
+            return self._run("main", given), {}
         tensors = self._tensors(given)
-        result, stats = self._counts(*self._device.send(tensors), self._weights)
+        result, stats = self._call("main_counts", tensors)
         batch = given[0].shape[0] if given[0].ndim else 1
         counts = {
             layer.layer: _counts(layer, each, batch)
@@ -193,13 +206,20 @@ class ReuseModel:
         """The inputs for compiled code."""
         tensors = self._feed(given)
         if len(self._feed.shapes) > MOST_SHAPES:
+            if self._captured is not None:
+                self._captured.clear()
             self._release()
             self._feed.shapes.clear()
         return tensors
 
-    def _run(self, entry: Any, given: Sequence[Any]) -> Outputs:
+    def _run(self, entry: str, given: Sequence[Any]) -> Outputs:
         tensors = self._tensors(given)
-        return self._owned(entry(*self._device.send(tensors), self._weights), tensors, given)
+        return self._owned(self._call(entry, tensors), tensors, given)
+
+    def _call(self, entry: str, tensors: Sequence[Any]) -> Any:
+        if self._captured is not None:
+            return self._captured(entry, tensors)
+        return self._entries[entry](*self._device.send(tensors), self._weights)
 
     def _owned(self, result: Any, tensors: Sequence[Any], given: Sequence[Any]) -> Outputs:
         outputs = [result] if len(self.outputs) == 1 and hasattr(result, "__dlpack__") else result

@@ -9,12 +9,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tvm.target import Target
-
-from adr_tvm.deploy.processor import processor_name
 from adr_tvm.errors import UsageError
 from adr_tvm.planner.cost_file import cache_folder
-from adr_tvm.tuning.database import TuningDatabase, target_machine
+from adr_tvm.tuning.database import TuningDatabase
+from adr_tvm.tuning.record import Machine
 
 
 def default_database(cpu: str) -> Path:
@@ -27,27 +25,23 @@ def default_database(cpu: str) -> Path:
     return cache_folder() / f"tuning-{name[:80]}.jsonl"
 
 
-def open_database(
-    given: str | Path | None, trials: int | None, target: Target, threads: int, cpu: str | None = None
-) -> TuningDatabase | None:
+def open_database(given: str | Path | None, trials: int | None, machine: Machine) -> TuningDatabase | None:
     """The database of a run; None: every kernel gets its default schedule.
 
     Args:
         given: a file that the user named.
         trials: of each kernel; None: nothing is tuned.
-        threads: that the kernels will run on.
-        cpu: the maker's name of the board or processor; None: of this machine's.
+        machine: that the kernels will run on.
 
     Raises:
         UsageError: the file does not exist and nothing is tuned, or it cannot be read, or not be written.
     """
     if given is None and trials is None:
         return None
-    cpu = processor_name() if cpu is None else cpu
-    path = default_database(cpu) if given is None else Path(given)
+    path = default_database(machine.cpu) if given is None else Path(given)
     if trials is None and not path.exists():
         raise UsageError(f"--tuning-db {path} does not exist; with --tune N it is made")
-    database = TuningDatabase(path, target_machine(target, threads, cpu))
+    database = TuningDatabase(path, machine)
     if trials is not None:
         database.check_writable()
     return database

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tvm.target import Target
 
+from adr_tvm._tvm import is_cuda
 from adr_tvm.deploy.processor import processor_name
 from adr_tvm.errors import UsageError
 from adr_tvm.progress import get_log
@@ -33,6 +35,16 @@ def target_machine(target: Target, threads: int, cpu: str | None = None) -> Mach
         cpu: its maker's name; None: this machine.
     """
     return Machine(processor_name() if cpu is None else cpu, str(target.attrs.get("mcpu", "")), threads)
+
+
+def machines_in(path: Path) -> list[Machine]:
+    """The machines that a database has records of; none if it does not exist.
+
+    Raises:
+        UsageError: the file cannot be read, or is not a database.
+    """
+    records = (record for _, record in _records_of(path) if isinstance(record, TuningRecord)) if path.exists() else ()
+    return list(dict.fromkeys(record.machine for record in records))
 
 
 class TuningDatabase:
@@ -62,7 +74,9 @@ class TuningDatabase:
 
     def schedule(self, kernel: KernelShape, target: Target) -> Any | None:
         """The tuned schedule of a kernel; None without one, and for a target of another machine."""
-        if str(target.attrs.get("mcpu", "")) != self.machine.mcpu:
+        if is_cuda(target) != self.machine.is_gpu:
+            return None  # code for the processor that is compiled meanwhile, or the other way round
+        if not self.machine.is_gpu and str(target.attrs.get("mcpu", "")) != self.machine.mcpu:
             return None
         if kernel not in self._schedules:
             self._schedules[kernel] = self._valid_schedule(kernel, target)
@@ -104,26 +118,14 @@ class TuningDatabase:
             raise UsageError(f"cannot write the tuning database {path}: {error.strerror or error}") from error
 
     def _read(self, path: Path) -> None:
-        from pydantic import TypeAdapter, ValidationError
-
-        try:
-            if path.stat().st_size > MAX_BYTES:
-                raise UsageError(f"{path} is larger than {MAX_BYTES >> 20} MiB: not a tuning database")
-            lines = path.read_bytes().splitlines()
-        except OSError as error:
-            raise UsageError(f"cannot read the tuning database {path}: {error.strerror or error}") from error
-        adapter, damaged, elsewhere = TypeAdapter(TuningRecord), 0, 0
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                record = adapter.validate_json(line, strict=True)
-            except (ValidationError, RecursionError) as error:
+        damaged, elsewhere, count = 0, 0, 0
+        for number, record in _records_of(path):
+            count = number
+            if not isinstance(record, TuningRecord):
                 damaged += 1
                 if damaged <= MAX_WARNINGS:
-                    get_log().warning("%s, line %d is passed over: %s", path, number, _first_problem(error))
-                continue
-            if record.machine.cpu != self.machine.cpu or record.machine.mcpu != self.machine.mcpu:
+                    get_log().warning("%s, line %d is passed over: %s", path, number, record)
+            elif record.machine.cpu != self.machine.cpu or record.machine.mcpu != self.machine.mcpu:
                 elsewhere += 1
             elif record.machine.threads == self.machine.threads:
                 self._keep(record)
@@ -134,7 +136,7 @@ class TuningDatabase:
                 "%s: %d of %d records are of another processor than this %s and are ignored",
                 path,
                 elsewhere,
-                len(lines),
+                count,
                 self.machine.cpu,
             )
 
@@ -157,6 +159,25 @@ class TuningDatabase:
             )
             return None
         return schedule
+
+
+def _records_of(path: Path) -> Iterator[tuple[int, TuningRecord | str]]:
+    """Number of each line that is not empty, from 1 on, and its record, else what is wrong with it."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UsageError(f"{path} is larger than {MAX_BYTES >> 20} MiB: not a tuning database")
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UsageError(f"cannot read the tuning database {path}: {error.strerror or error}") from error
+    adapter = TypeAdapter(TuningRecord)
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                yield number, adapter.validate_json(line, strict=True)
+            except (ValidationError, RecursionError) as error:
+                yield number, _first_problem(error)
 
 
 def _first_problem(error: Exception) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from adr_tvm.precision import PRECISIONS
+from adr_tvm.schedules.cuda.tuned_tile import gemm_kind
+from adr_tvm.tuning.cuda_gemm import TensorGemmTask, ThreadGemmTask
 from adr_tvm.tuning.dense_conv import DenseConvTask
 from adr_tvm.tuning.reuse_conv import ReuseConvTask
 from adr_tvm.tuning.task import TuningTask
@@ -11,4 +14,6 @@ FAMILIES: dict[str, type[TuningTask]] = {
     "conv2d": DenseConvTask,
     "reuse": ReuseConvTask,
     "weight_gradient": WeightGradientTask,
+    gemm_kind(None): ThreadGemmTask,
+    **{gemm_kind(precision): TensorGemmTask for precision in PRECISIONS.values()},
 }

@@ -9,6 +9,7 @@ import tvm
 from tvm.target import Target
 
 from adr_tvm.passes import pipeline
+from adr_tvm.precision import Precision
 from adr_tvm.schedules.tuned import KernelShape, ScheduleSource, tuned_schedules
 
 
@@ -24,14 +25,17 @@ class _Recorder:
         return None if self.source is None else self.source.schedule(kernel, target)
 
 
-def needed_kernels(mod: tvm.IRModule, target: Target, source: ScheduleSource | None = None) -> Counter[KernelShape]:
+def needed_kernels(
+    mod: tvm.IRModule, target: Target, source: ScheduleSource | None = None, precision: Precision | None = None
+) -> Counter[KernelShape]:
     """Kernels that can be tuned, and how many calls of each a run of the module makes.
 
     Args:
         mod: canonical module, rewritten for reuse or not.
         source: what schedules the kernels are made with meanwhile.
+        precision: data type that they run in; None: fp32.
     """
     recorder = _Recorder(source)
     with tuned_schedules(recorder):
-        pipeline.run(pipeline.lower(target), mod, target)
+        pipeline.run(pipeline.lower(target, precision), mod, target)
     return recorder.asked

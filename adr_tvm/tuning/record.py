@@ -17,14 +17,20 @@ class Machine:
     """What a schedule is good for beside the kernel.
 
     Attributes:
-        cpu: the maker's name of the processor.
-        mcpu: LLVM's name of what the code is for, which decides the instruction set.
-        threads: that kernels run on.
+        cpu: the maker's name of the processor or GPU.
+        mcpu: LLVM's name of what the code is for, which decides the instruction set; of a GPU its architecture, such
+            as ``sm_90``.
+        threads: that kernels run on; 1 of a GPU.
     """
 
     cpu: str
     mcpu: str
     threads: int
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it is an NVIDIA GPU."""
+        return self.mcpu.startswith("sm_")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from tvm.target import Target
 
 import adr_tvm
 from adr_tvm.errors import BoardError
+from adr_tvm.precision import Precision
 from adr_tvm.progress import Step, get_log, progress
 from adr_tvm.report.formats import factor, number
 from adr_tvm.tuning.database import TuningDatabase
@@ -29,6 +30,7 @@ def tune_network(
     images: int = 1,
     watch: Stopwatch | None = None,
     make_trial: MakeTrial | None = None,
+    precision: Precision | None = None,
 ) -> list[TuningRecord]:
     """Look for a schedule of every kernel that a network needs; what is found is in the database at once.
 
@@ -42,6 +44,7 @@ def tune_network(
         images: in a call, where the module leaves that open.
         watch: measures; None: a clock.
         make_trial: makes kernels to run; None: on this machine.
+        precision: data type that they run in; None: fp32.
 
     Returns:
         A record of each kernel tuned now.
@@ -50,7 +53,7 @@ def tune_network(
         UsageError: the database cannot be written.
         BoardError: the board that kernels run on failed; the kernels tuned until then are kept.
     """
-    counts = needed_kernels(mod, target, database)
+    counts = needed_kernels(mod, target, database, precision)
     tasks = [FAMILIES[kernel.kind](kernel, target, images) for kernel in counts]
     tasks = [task for task in tasks if len(task.candidates(database.machine.threads)) > 1]
     tasks.sort(key=lambda task: -counts[task.kernel] * task.flops)

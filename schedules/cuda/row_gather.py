@@ -5,9 +5,9 @@ from __future__ import annotations
 from tvm.script import tirx as T
 
 from adr_tvm.geometry import ConvGeometry
+from adr_tvm.schedules.cuda.thread_tile import SKEW
 
 OUTSIDE = -(1 << 20)  # row of X that no window reaches
-SKEW = 4  # floats between rows of the tile in shared memory, so that its columns fall into different banks
 
 
 def find_window(geometry: ConvGeometry):
