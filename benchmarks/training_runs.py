@@ -206,10 +206,9 @@ def all_layers(
         name = ops.layer_name(call)
         mod = gradient_module(call, stage.get(name), len(x), index > 0, engine.skip_zeros)
         shapes = {var.name: [int(dim) for dim in list(var.ty.shape)] for var in mod["main"].params}
-        data = {n: rng.standard_normal(shape).astype(np.float32) for n, shape in shapes.items()}
-        data["dy"] = gradients[name]
-        if name in seen:
-            data["x"] = seen[name].reshape(shapes["x"])
+        x_like = seen[name] if name in seen else rng.standard_normal(shapes["x"]).astype(np.float32)
+        data = {"x": x_like.reshape(shapes["x"]), "dy": gradients[name]}
+        data["w"], data["bias"] = engine.layer_weights(state, call)
         if name in stage:
             data |= {"planes": state.planes[name].planes, "thresholds": state.planes[name].thresholds}
         main = relax.VirtualMachine(build_module(mod, engine.network.target), tvm.cpu())["main"]

@@ -12,7 +12,7 @@ import numpy as np
 import tvm
 
 from adr_tvm import ops
-from adr_tvm._tvm import device_of
+from adr_tvm._tvm import constant, device_of
 from adr_tvm.errors import ModelError
 from adr_tvm.geometry import ConvGeometry
 from adr_tvm.precision import Precision
@@ -139,19 +139,17 @@ class CompiledEngine:
         first = next(iter(calls))
         found = {}
         for layer, reuse in reusing.items():
-            planes = state.planes[layer]
+            planes, call = state.planes[layer], calls[layer]
             exact = replace(reuse, setting=replace(reuse.setting, H=planes.planes.shape[2]))
             tables = planes.planes, planes.thresholds
             found[layer] = time_layer(
-                calls[layer],
+                call,
                 exact,
-                inputs[layer],
-                gradients[layer],
+                (inputs[layer], *self.layer_weights(state, call), gradients[layer]),
                 tables,
                 self.network.target,
                 layer != first,
                 self.skip_zeros,
-                seed=0,
             )
         return found
 
@@ -179,6 +177,16 @@ class CompiledEngine:
         if self._gradients is None:
             self._gradients = OutputGradients(self.network, self.batch)
         return self._gradients(state, x, labels)
+
+    def layer_weights(self, state: TrainingState, call: tvm.relax.Call) -> tuple[np.ndarray, np.ndarray]:
+        """Weights and bias of a dense call of the network, float32 of their shapes."""
+        names = {var.name: name for name, var in self.network.variables().items()}
+
+        def value(arg: tvm.relax.Expr) -> np.ndarray:
+            found = constant(arg)
+            return state.parameters[names[arg.name]].numpy() if found is None else found
+
+        return value(call.args[1]), value(call.args[2])
 
     def _observer(self) -> PlaneFitter:
         if self._fitter is None:

@@ -97,37 +97,29 @@ def _stream(geometry: ConvGeometry, reuse: LayerReuse) -> dict[str, tuple[tuple[
 def time_layer(
     call: relax.Call,
     reuse: LayerReuse,
-    x: np.ndarray,
-    dy: np.ndarray,
+    data: tuple[np.ndarray, ...],
     planes: tuple[np.ndarray, np.ndarray],
     target: tvm.target.Target,
     input_gradient: bool,
     skip_zeros: bool,
-    seed: int,
 ) -> LayerTimes:
     """Seconds of a layer's part in a training step.
 
     Args:
         call: the dense call.
-        x: float32 [B, H, W, C], what the layer sees.
-        dy: float32, the gradient of its output.
+        data: float32: what the layer sees [B, H, W, C], its weights and bias, and the gradient of its output.
         planes: float32 [S, L, H] and thresholds [S, H].
         skip_zeros: as in the training step.
-        seed: of weights.
     """
-    rng, device = np.random.default_rng(seed), device_of(target)
+    (x, *others), device = data, device_of(target)
     shape = (len(x), *[int(dim) for dim in list(call.args[0].ty.shape)[1:]])
-
-    def noise(type_: relax.TensorType) -> tvm.runtime.Tensor:
-        return tensor_of(rng.standard_normal([int(d) for d in list(type_.shape)]).astype(np.float32), device)
-
-    data = [tensor_of(x.reshape(shape), device), noise(call.args[1].ty), noise(call.args[2].ty), tensor_of(dy, device)]
+    dense = [tensor_of(each, device) for each in (x.reshape(shape), *others)]
     table = {name: np.zeros(*each) for name, each in _stream(ops.geometry_of(call), reuse).items()}
     if table:
         table["now"][:] = 1  # the first turn fills the table, those that count find all clusters in it
     tables = [tensor_of(part, device) for part in (*planes, *table.values())]
     runs: list[Callable[[], object]] = []
-    for each, arguments in ((None, data), (reuse, [*data, *tables])):
+    for each, arguments in ((None, dense), (reuse, [*dense, *tables])):
         library = build_module(gradient_module(call, each, len(x), input_gradient, skip_zeros), target)
         main = relax.VirtualMachine(library, device)["main"]
         runs.append(functools.partial(main, *arguments))
