@@ -135,8 +135,9 @@ _built: dict[tvm_ffi.StructuralKey, tvm.runtime.Executable] = {}
 
 
 def _build_once(
-    mod: tvm.IRModule, target: tvm.target.Target, _dump: Path | None = None, precision: None = None
+    mod: tvm.IRModule, target: tvm.target.Target, _dump: Path | None = None, precision: None = None, hold: bool = False
 ) -> tvm.runtime.Executable:
+    assert precision is None and not hold, "what is built once is built without options"
     key = tvm_ffi.StructuralKey(mod)
     if key not in _built:
         _built[key] = build_module(mod, target)
