@@ -13,7 +13,7 @@ from onnx_graphs import MODELS
 
 from adr_tvm.cli.compile import main
 
-COUNT, SEED, COMPILED = 200, 20240229, 20
+COUNT, SEED, COMPILED = 100, 20240229, 20
 
 
 def command(*argv: object) -> int:
