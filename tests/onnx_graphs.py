@@ -162,3 +162,16 @@ def tokens(batch: int | str = "N") -> onnx.ModelProto:
 
 
 MODELS = {"classifier": classifier, "image_to_image": image_to_image, "tokens": tokens}
+
+
+def conv_mean_dense(shape: Sequence[int], channels: int, outputs: int) -> onnx.ModelProto:
+    """x [N, C, H, W] -> conv1, 3x3 with ReLU -> the mean of each channel -> fc -> y [N, outputs]."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["c"], "conv1", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"], "relu1"),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"], "pool"),
+        helper.make_node("Flatten", ["p"], ["f"], "flatten"),
+        helper.make_node("Gemm", ["f", "w2"], ["y"], "fc", transB=1),
+    ]
+    weights = weights_of(w1=(channels, shape[1], 3, 3), w2=(outputs, channels))
+    return make_model(nodes, {"x": shape}, {"y": [shape[0], outputs]}, weights)

@@ -12,7 +12,7 @@ import pytest
 import tvm
 from cuda_emulator import emulated_cuda
 from onnx import helper
-from onnx_graphs import make_model, save, weights_of
+from onnx_graphs import conv_mean_dense, make_model, save, weights_of
 from tvm import relax
 
 from adr_tvm import build
@@ -80,16 +80,7 @@ def without_code(monkeypatch):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """conv1 [2, 8, 6, 6] -> 16 channels, their mean, fc -> 5."""
-    nodes = [
-        helper.make_node("Conv", ["x", "w1"], ["c"], "conv1", pads=[1, 1, 1, 1]),
-        helper.make_node("Relu", ["c"], ["r"], "relu1"),
-        helper.make_node("GlobalAveragePool", ["r"], ["p"], "pool"),
-        helper.make_node("Flatten", ["p"], ["f"], "flatten"),
-        helper.make_node("Gemm", ["f", "w2"], ["y"], "fc", transB=1),
-    ]
-    weights = weights_of(w1=(16, 8, 3, 3), w2=(5, 16))
-    made = make_model(nodes, {"x": [2, 8, 6, 6]}, {"y": [2, 5]}, weights)
-    return save(made, tmp_path_factory.mktemp("cuda_tuning"))
+    return save(conv_mean_dense((2, 8, 6, 6), channels=16, outputs=5), tmp_path_factory.mktemp("cuda_tuning"))
 
 
 def plan_of(network, setting):

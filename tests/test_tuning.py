@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import tvm
 from kernel_harness import GEOMETRIES
-from onnx import helper
-from onnx_graphs import make_model, save, weights_of
+from onnx_graphs import conv_mean_dense, save
 from tvm import relax
 
 from adr_tvm._tvm import cpu_target
@@ -105,15 +104,7 @@ def log(caplog, monkeypatch):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """conv1 [1, 16, 8, 8] -> 32 channels, their mean, fc -> 5."""
-    nodes = [
-        helper.make_node("Conv", ["x", "w1"], ["c"], "conv1", pads=[1, 1, 1, 1]),
-        helper.make_node("Relu", ["c"], ["r"], "relu1"),
-        helper.make_node("GlobalAveragePool", ["r"], ["p"], "pool"),
-        helper.make_node("Flatten", ["p"], ["f"], "flatten"),
-        helper.make_node("Gemm", ["f", "w2"], ["y"], "fc", transB=1),
-    ]
-    weights = weights_of(w1=(32, 16, 3, 3), w2=(5, 32))
-    return save(make_model(nodes, {"x": [1, 16, 8, 8]}, {"y": [1, 5]}, weights), tmp_path_factory.mktemp("tuning"))
+    return save(conv_mean_dense((1, 16, 8, 8), channels=32, outputs=5), tmp_path_factory.mktemp("tuning"))
 
 
 @pytest.fixture(scope="module")

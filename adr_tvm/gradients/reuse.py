@@ -93,8 +93,7 @@ def _gradient(var: relax.Var, call: relax.Call, out_gradients: relax.Expr, bb: r
     four = _reshaped(bb, w, [g.KH, g.KW, g.C, g.M])
     if int(call.attrs["forward_only"]):
         images = _reshaped(bb, x, [batch, g.H, g.W, g.C])
-        shape: dict[str, Any] = {"strides": g.strides, "padding": g.padding, "dilation": g.dilation}
-        dw = bb.emit(conv2d.conv2d_weight_grad(images, dz, kernel=(g.KH, g.KW), **shape))
+        dw = bb.emit(conv2d.conv2d_weight_grad(images, dz, kernel=(g.KH, g.KW), **_windows(g)))
         dx = _dense_input_gradient(bb, dz, four, g, batch)
     elif str(call.attrs["input_gradient"]) == "averaged":
         both = bb.emit(reuse_grad(dz, four, ids, centroids, g, setting))
@@ -112,8 +111,7 @@ def _dense_input_gradient(
     bb: relax.BlockBuilder, dz: relax.Expr, w: relax.Expr, g: ConvGeometry, images: int
 ) -> relax.Expr:
     """dZ W^T of the first images times batch / images, 0 for the others."""
-    shape: dict[str, Any] = {"strides": g.strides, "padding": g.padding, "dilation": g.dilation}
-    batch = static_shape(dz)[0]
+    shape, batch = _windows(g), static_shape(dz)[0]
     if images == batch:
         return bb.emit(conv2d.conv2d_input_grad(dz, w, input=(g.H, g.W), **shape))
     scaled = bb.emit(relax.op.multiply(w, relax.const(batch / images, "float32")))
@@ -121,6 +119,10 @@ def _dense_input_gradient(
     found = bb.emit(conv2d.conv2d_input_grad(first, scaled, input=(g.H, g.W), **shape))
     rest = bb.emit(relax.op.zeros(relax.ShapeExpr([batch - images, g.H, g.W, g.C]), "float32"))
     return bb.emit(relax.op.concat([found, rest], axis=0))
+
+
+def _windows(g: ConvGeometry) -> dict[str, Any]:
+    return {"strides": g.strides, "padding": g.padding, "dilation": g.dilation}
 
 
 def _reshaped(bb: relax.BlockBuilder, tensor: relax.Expr, shape: Any) -> relax.Expr:
